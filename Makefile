@@ -1,0 +1,28 @@
+# make demo: the recipe in miniature, from a bare clone to a report.   make test: every test.
+# Both create .venv first. Another interpreter: make PYTHON=python3.11 demo
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: demo test lint bench setup
+setup: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 12) and f"Python 3.10 to 3.12 is needed and $(PYTHON) is {v[0]}.{v[1]}: name another, as in make PYTHON=python3.11 demo")'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet -r requirements.txt
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(RUN) -m pip check
+	@touch $@
+
+demo: setup
+	$(RUN) -m megatron_tower.recipe recipe=demo
+
+test: setup lint
+	$(RUN) -m pytest
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: setup
+	$(RUN) tools/bench.py cpu

@@ -1,0 +1,83 @@
+"""All of a recipe on this machine: data, base model, each phase and its evaluation, an export, the report.
+
+    python -m megatron_tower.recipe recipe=demo
+    python -m megatron_tower.recipe recipe=demo model=tiny_qwen2 parallel=tp2
+
+Each step is a command that can be typed by hand; it is printed before it runs, and does nothing where its work is done
+already, so a second run goes on where the first one stopped. Leaves out: Slurm (a chain of the same steps as jobs).
+"""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+
+from megatron_tower.config import REPOSITORY, Config, InputError, check_phase, entry_point, load
+
+
+@dataclass(frozen=True)
+class Step:
+    """`python -m <module> <words>`, done when it exits with 0."""
+
+    title: str
+    module: str
+    words: list[str]
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", self.module, *self.words]
+
+
+def phase_words(cfg: Config, phase: str, words: list[str]) -> list[str]:
+    """The Hydra words of one phase: what the recipe sets for it, then the user's own, which win."""
+    return [f"recipe={cfg.recipe.name}", f"phase={phase}", *cfg.recipe.overrides.get(phase, []), *words]
+
+
+def steps(cfg: Config, words: list[str]) -> list[Step]:
+    """Every step in order. `words` are the user's; raises InputError for a phase that can't run as configured."""
+    run = Path(cfg.run_dir)
+    plan = [
+        Step("data", "tools.prepare_data", words),
+        Step("base model", "tools.init_model", words),
+        Step("evaluate base", "evaluation.run", [*words, f"eval.checkpoint={run / 'base'}"]),
+    ]
+    for phase in cfg.recipe.phases:
+        in_phase = phase_words(cfg, phase, words)
+        check_phase(load(in_phase))
+        plan.append(Step(f"train {phase}", "megatron_tower.train", in_phase))
+        plan.append(Step(f"evaluate {phase}", "evaluation.run", [*words, f"eval.checkpoint={run / phase}"]))
+    last = run / cfg.recipe.phases[-1]
+    plan.append(Step("export", "tools.convert_megatron_to_hf", ["--checkpoint", str(last), "--output", str(run / "hf")]))
+    plan.append(Step("report", "evaluation.report", words))
+    if cfg.recipe.sentence:
+        to = ["--to", cfg.recipe.sentence_locale, cfg.recipe.sentence]
+        plan.append(Step("translate", "megatron_tower.translate", ["--checkpoint", str(run / "hf"), *to]))
+    return plan
+
+
+@entry_point
+def main(cfg: Config) -> None:
+    if not cfg.recipe.phases:
+        raise InputError(f"recipe={cfg.recipe.name} names no phases: list them under recipe.phases")
+    console = Console(highlight=False)
+    plan = steps(cfg, list(HydraConfig.get().overrides.task))
+    start = time.monotonic()
+    for number, step in enumerate(plan, 1):
+        console.rule(f"[bold]{number}/{len(plan)} {step.title}[/]", align="left")
+        console.print("$ python " + " ".join(step.command[1:]), style="dim", soft_wrap=True)
+        began = time.monotonic()
+        code = subprocess.run(step.command, cwd=REPOSITORY).returncode
+        if code:
+            console.print(f"{step.title} ended with exit code {code}; mend it and run the same command again: finished steps are kept")
+            sys.exit(code)
+        console.print(f"{step.title}: {time.monotonic() - began:.0f} s", style="dim")
+    console.rule(f"[bold]done in {(time.monotonic() - start) / 60:.1f} min[/]", align="left")
+    console.print(f"report: {Path(cfg.run_dir).resolve() / 'report.html'}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""conf/ and its schema: every choice composes, every contradiction is one sentence and exit code 2 with nothing written."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from megatron_tower.config import CONF, REPOSITORY, Config, InputError, check_phase, difference, load
+from megatron_tower.recipe import phase_words, steps
+
+
+def choices(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize("phase", choices("phase"))
+def test_every_model_and_phase_composes(model, phase):
+    cfg = load([f"model={model}", f"phase={phase}"])
+    assert cfg.model.num_attention_heads % cfg.model.num_query_groups == 0
+    assert cfg.phase.name == phase and cfg.model.name == model
+
+
+@pytest.mark.parametrize("group", ["data", "parallel", "eval", "recipe", "cluster"])
+def test_every_other_choice_composes_and_carries_its_own_name(group):
+    for choice in choices(group):
+        assert getattr(load([f"{group}={choice}"]), group).name == choice
+
+
+@pytest.mark.parametrize("model, billions", [("gemma2_2b", 2.614), ("gemma2_9b", 9.242), ("qwen25_1_5b", 1.544), ("qwen25_72b", 72.706)])
+def test_shapes_have_the_published_parameter_counts(model, billions):
+    """Counts of the released checkpoints, tied embeddings counted once."""
+    m = load([f"model={model}"]).model
+    heads, groups, width = m.num_attention_heads, m.num_query_groups, m.kv_channels
+    attention = m.hidden_size * width * (2 * heads + 2 * groups) + (heads + 2 * groups) * width * m.qkv_bias
+    norms = (4 if m.family == "gemma2" else 2) * m.hidden_size
+    layer = attention + norms + 3 * m.hidden_size * m.ffn_hidden_size
+    embeddings = m.vocab_size * m.hidden_size * (1 if m.tie_embeddings else 2)
+    assert (m.num_layers * layer + embeddings + m.hidden_size) / 1e9 == pytest.approx(billions, abs=1e-3)
+
+
+BAD = {
+    "phse=1": "phse",
+    "phase.foo=1": "phase.foo",
+    "+model.foo=3": "foo",
+    "model=nope": "model/nope",
+    "parallel.tensor=3": "parallel.tensor=3 does not divide",
+    "parallel.tensor=0": "must be 1 or more",
+    "parallel.pipeline=3": "4 layers",
+    "parallel.virtual_pipeline=2": "parallel.pipeline of 2 or more",
+    "parallel.sequence_parallel=true": "parallel.tensor of 2 or more",
+    "precision=fp8_delayed": "Transformer Engine",
+    "model.attention_backend=magic": "use one of auto, eager, sdpa",
+    "model.hf_folder=/nowhere": "config.json",
+    "phase.seq_length=long": "phase.seq_length",
+}
+
+
+@pytest.mark.parametrize("word", BAD)
+def test_bad_words_name_the_key(word):
+    with pytest.raises(InputError, match=BAD[word].replace("+", r"\+")) as caught:
+        load([word])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["phase.global_batch_size=7", "phase.micro_batch_size=2"], "phase.global_batch_size=7 is no multiple"),
+        (["phase.global_batch_size=8", "phase.micro_batch_size=4", "parallel.data=4"], "use a multiple of 16"),
+        (["phase.seq_length=255", "parallel.context=2"], "parallel.context=2"),
+        (["phase.seq_length=255", "parallel=tp2_sp"], "as sequence_parallel needs"),
+        (["phase.seq_length=4096"], "context of 1024"),
+        (["phase.epochs=1"], "either phase.train_steps or phase.epochs"),
+        (["phase.recompute=all"], "none, selective, full"),
+    ],
+)
+def test_phase_that_does_not_fit(words, expected):
+    fits = ["phase.seq_length=256", "phase.global_batch_size=16", "phase.micro_batch_size=8"]
+    check_phase(load(fits))
+    with pytest.raises(InputError, match=expected):
+        check_phase(load(fits + words))
+
+
+def test_command_line_says_one_sentence_exits_2_and_writes_nothing(tmp_path):
+    for module, word in product(["megatron_tower.recipe", "tools.init_model"], ["parallel.tensor=3", "phase.foo=1"]):
+        run = subprocess.run(
+            [sys.executable, "-m", module, f"run_dir={tmp_path / 'run'}", f"data.folder={tmp_path / 'data'}", word],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 2
+        assert run.stderr.startswith("error: ") and len(run.stderr.splitlines()) == 1, run.stderr
+        assert not list(tmp_path.iterdir())
+
+
+def test_difference_ignores_how_a_run_is_spread_but_not_what_it_is():
+    old, other = load(["run_dir=r"]), load(["run_dir=r", "parallel=tp2", "phase.optimizer.lr=0.5"])
+    assert difference(old, replace(old, parallel=other.parallel)) == []
+    assert difference(old, replace(old, phase=other.phase)) == ["phase.optimizer.lr: 2e-05 -> 0.5"]
+
+
+def test_recipe_steps_are_commands_and_the_users_words_win():
+    words = ["run_dir=r", "phase.train_steps=3"]
+    cfg: Config = load(words)
+    plan = steps(cfg, words)
+    assert [s.title for s in plan][:4] == ["data", "base model", "evaluate base", "train cpt"]
+    assert load(phase_words(cfg, "sft", words)).phase.train_steps == 3
+    assert plan[3].command[1:3] == ["-m", "megatron_tower.train"]
+    with pytest.raises(InputError, match="phase.seq_length"):
+        steps(cfg, ["phase.seq_length=4096"])
+
+
+def test_every_recipe_number_carries_its_provenance():
+    """Each line of conf/phase that sets a number says where it comes from (paper, second-hand, proxy, ours)."""
+    for path in sorted((CONF / "phase").glob("*.yaml")):
+        for line in Path(path).read_text().splitlines():
+            key, _, value = line.partition(":")
+            if value.split("#")[0].strip().replace(".", "").replace("e-", "").isdigit() and "micro_batch" not in key:
+                assert any(tag in line for tag in ("paper", "second-hand", "proxy", "ours")), f"{path.name}: {line}"

@@ -1,0 +1,1 @@
+"""Thin command lines over the package; each names its command in its first lines."""
