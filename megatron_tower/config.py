@@ -110,6 +110,7 @@ class DataConfig:
     shares: dict[str, float] = field(default_factory=dict)  # of CPT tokens: monolingual, parallel, instruction
     sft_examples: int = 0
     sft_translation_share: float = 0.22
+    instruction_kinds: list[str] = field(default_factory=list)  # of the general examples
     seed: int = 1234
 
 

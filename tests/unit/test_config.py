@@ -111,7 +111,7 @@ def test_recipe_steps_are_commands_and_the_users_words_win():
     assert [s.title for s in plan][:4] == ["data", "base model", "evaluate base", "train cpt"]
     assert load(phase_words(cfg, "sft", words)).phase.train_steps == 3
     assert plan[3].command[1:3] == ["-m", "megatron_tower.train"]
-    with pytest.raises(InputError, match="phase.seq_length"):
+    with pytest.raises(InputError, match=r"phase\.seq_length"):
         steps(cfg, ["phase.seq_length=4096"])
 
 

@@ -1,0 +1,140 @@
+"""The report's figures by matplotlib: small enough to be read on a phone, as PNG files and as SVG inside the page.
+
+Leaves out: anything that isn't in the files the report reads.
+"""
+
+import base64
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from evaluation.story import Story
+
+COLOURS = ("#7a828c", "#1f6fb4", "#c2500a", "#2f7d4f", "#7b4ba0")  # one a stage, told apart by colour-blind readers and in print
+MARKERS = ("o", "s", "D", "^", "v")
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#5b636d",
+    "axes.labelcolor": "#22272e",
+    "axes.grid": True,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "report",  # the same figure is the same file
+}
+WIDTH = 4.4  # inches; 390 px show it near its own size
+
+
+@plt.rc_context(STYLE)
+def pareto(story: Story) -> Figure | None:
+    """Translation against general, one point a stage with both intervals, stages joined in order; up and right is better."""
+    points = [(i, s, s.get("translation", "chrf"), s.get("general", "accuracy")) for i, s in enumerate(story.stages)]
+    points = [p for p in points if p[2] and p[3]]
+    if not points:
+        return None
+    figure, axes = _axes(3.3)
+    axes.plot([x.value for _, _, x, _ in points], [y.value for _, _, _, y in points], color="#aab2bc", linewidth=1.2, zorder=1)
+    for i, stage, x, y in points:
+        across, up = [[x.value - x.low], [x.high - x.value]], [[y.value - y.low], [y.high - y.value]]
+        axes.errorbar(
+            x.value,
+            y.value,
+            yerr=up,
+            xerr=across,
+            fmt=MARKERS[i],
+            color=COLOURS[i],
+            markersize=7,
+            capsize=3,
+            linewidth=1.3,
+            label=stage.title,
+        )
+    axes.set_xlabel("translation: chrF++, mean over pairs →")
+    axes.set_ylabel("general: exact answers, % →")
+    axes.margins(0.08)
+    axes.legend(loc="best")
+    return figure
+
+
+@plt.rc_context(STYLE)
+def losses(story: Story) -> Figure | None:
+    """Training loss by step, one panel a trained stage: raw pale, running mean over a fiftieth of the steps in full colour."""
+    trained = [(i, stage) for i, stage in enumerate(story.stages) if stage.curve]
+    if not trained:
+        return None
+    figure, panels = plt.subplots(1, len(trained), figsize=(WIDTH, 2.7), squeeze=False, layout="constrained")
+    for axes, (i, stage) in zip(panels[0], trained, strict=True):
+        steps, values = [row["step"] for row in stage.curve], [row["loss"] for row in stage.curve]
+        axes.plot(steps, values, color=COLOURS[i], alpha=0.3, linewidth=0.8)
+        axes.plot(steps, _running_mean(values, max(1, len(values) // 50)), color=COLOURS[i], linewidth=1.6)
+        axes.set_title(stage.title, fontsize=9.5, loc="left")
+        axes.set_xlabel("step")
+    panels[0][0].set_ylabel("training loss, nats a token")
+    return figure
+
+
+@plt.rc_context(STYLE)
+def bits(story: Story, ngrams: dict[str, dict[str, float]]) -> Figure | None:
+    """Held-out bits per byte by locale: a point a stage with its interval, a tick for each n-gram model; left is better."""
+    locales = story.groups("text", "bits_per_byte", "locale")
+    if not locales:
+        return None
+    figure, axes = _axes(1.3 + 0.42 * len(locales))
+    rows = range(len(locales))
+    for (name, values), colour, line in zip(ngrams.items(), ("#22272e", "#22272e"), (":", "-"), strict=True):
+        for row, locale in zip(rows, locales, strict=True):
+            label = f"{name} model" if row == 0 else None
+            axes.vlines(values[locale], row - 0.34, row + 0.34, colors=colour, linestyles=line, linewidth=1.4, label=label)
+    for i, stage in enumerate(story.stages):
+        offset = 0.18 * (i - (len(story.stages) - 1) / 2)
+        for row, locale in zip(rows, locales, strict=True):
+            if found := stage.get("text", "bits_per_byte", "locale", locale):
+                spread = [[found.value - found.low], [found.high - found.value]]
+                label = stage.title if row == 0 else None
+                axes.errorbar(
+                    found.value,
+                    row + offset,
+                    xerr=spread,
+                    fmt=MARKERS[i],
+                    color=COLOURS[i],
+                    markersize=5,
+                    capsize=2,
+                    linewidth=1.1,
+                    label=label,
+                )
+    axes.set_yticks(rows, locales)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("← held-out bits per byte")
+    figure.legend(loc="outside upper left", ncols=3)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def save(figure: Figure, png: Path) -> str:
+    """Write the PNG; return the figure as a data URI of its SVG, for a page without other files."""
+    png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png, dpi=200, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    return plt.subplots(figsize=(WIDTH, height), layout="constrained")
+
+
+def _running_mean(values: list[float], width: int) -> list[float]:
+    """Mean of the last `width` values at each step."""
+    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(width, i + 1) for i in range(len(values))]

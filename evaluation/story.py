@@ -1,0 +1,113 @@
+"""What a run left on disk, read for the report: scores, generations, training curves and data manifest, nothing computed.
+
+A stage is `run_dir/<name>` with evaluation/scores.json in it. Bad or mismatched files -> InputError.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from evaluation.metrics.bootstrap import Estimate
+from megatron_tower.config import InputError
+
+TITLES = {"base": "Base", "cpt": "CPT", "sft": "SFT"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One checkpoint of the run: what it scored, what it answered, how it was trained (no curve for the base)."""
+
+    name: str
+    scores: dict[str, Any]
+    generations: list[dict[str, Any]]
+    curve: list[dict[str, float]]
+    config: str
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.name, self.name)
+
+    @property
+    def tokens_per_step(self) -> int:
+        phase = OmegaConf.create(self.config).phase
+        return phase.global_batch_size * phase.seq_length
+
+    @cached_property
+    def table(self) -> dict[tuple[str, str, str, str], Estimate]:
+        keys = ("task", "metric", "by", "group")
+        return {tuple(s[k] for k in keys): Estimate(s["value"], s["low"], s["high"], s["count"]) for s in self.scores["scores"]}
+
+    def get(self, task: str, metric: str, by: str = "all", group: str = "all") -> Estimate | None:
+        return self.table.get((task, metric, by, group))
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run: its stages in order, and the data they were trained and scored on."""
+
+    run_dir: Path
+    stages: list[Stage]
+    data_folder: Path
+    manifest: dict[str, Any]
+
+    def groups(self, task: str, metric: str, by: str) -> list[str]:
+        """Every group that some stage has this metric for, sorted."""
+        keys = {key for stage in self.stages for key in stage.table}
+        return sorted({group for t, m, b, group in keys if (t, m, b) == (task, metric, by)})
+
+
+def read(run_dir: Path, names: list[str]) -> Story:
+    """The stages among `names` that were evaluated, in that order."""
+    present = [name for name in names if (run_dir / name / "evaluation" / "scores.json").is_file()]
+    if not present:
+        raise InputError(
+            f"{run_dir} holds no <stage>/evaluation/scores.json (stages: {', '.join(names)}): "
+            f"run python -m evaluation.run eval.checkpoint={run_dir}/<stage> first"
+        )
+    stages = [_stage(run_dir / name) for name in present]
+    for part, of in (("data", lambda s: s.scores["data"]["manifest_sha256"]), ("settings", lambda s: s.scores["eval"])):
+        for stage in stages[1:]:
+            if of(stage) != of(stages[0]):
+                raise InputError(
+                    f"{run_dir}: {stages[0].name} and {stage.name} were evaluated with different {part} and don't compare: "
+                    "run evaluation.run on both again"
+                )
+    folder = Path(stages[0].scores["data"]["folder"])
+    return Story(run_dir, stages, folder, _json(folder / "manifest.json"))
+
+
+def _stage(folder: Path) -> Stage:
+    evaluation = folder / "evaluation"
+    curve, config = folder / "metrics.jsonl", folder / "config.yaml"
+    return Stage(
+        folder.name,
+        _json(evaluation / "scores.json"),
+        list(_lines(evaluation / "generations.jsonl")),
+        [row for row in _lines(curve) if "loss" in row] if curve.is_file() else [],
+        config.read_text() if config.is_file() else "",
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path} is missing: was it moved? evaluation.run and tools.prepare_data write it")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}): remove it and run the step that writes it again") from error
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"{path} is missing: remove {path.parent}/scores.json and run evaluation.run again")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}:{number}: not JSON ({error}): remove the file and run the step that writes it again") from error

@@ -1,0 +1,7 @@
+"""The tasks, in the order they are run and reported. Adding one: a file with a `Task`, and its name here."""
+
+from evaluation.tasks.general import GENERAL
+from evaluation.tasks.text import TEXT
+from evaluation.tasks.translation import TRANSLATION
+
+TASKS = (TEXT, TRANSLATION, GENERAL)

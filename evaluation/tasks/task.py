@@ -1,0 +1,74 @@
+"""What a task is: held-out rows -> what the model is asked -> its answers -> scores. One short file each beside this one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from evaluation.held_out import Row
+from evaluation.metrics.bootstrap import Estimate, Resampling
+from megatron_tower.config import EvalConfig
+
+Answer = dict[str, Any]  # one line of generations.jsonl, beside the row's own fields
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Negative log-likelihood of a text and its end of sequence, in bits, and the number of tokens it is summed over."""
+
+    bits: float
+    tokens: int
+
+
+class Generator(Protocol):
+    """What answers: a checkpoint here, a stand-in in the tests. chat: whether it is asked in chat turns or goes on with a text."""
+
+    chat: bool
+
+    def generate(self, prompts: Sequence[str]) -> list[str]: ...
+
+    def likelihood(self, texts: Sequence[str]) -> list[Likelihood]: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """One cell of the table. `by` says how segments were grouped (all, locale, kind, ...), `group` which group it is."""
+
+    task: str
+    metric: str
+    by: str
+    group: str
+    estimate: Estimate
+    signature: str = ""  # sacrebleu's, where it is sacrebleu's metric
+
+
+@dataclass(frozen=True)
+class Task:
+    """name: of held_out/<name>.jsonl; fields: what each line must hold; text: the field that the model reads.
+    instruction: the user's turn of a chat; opening: the same as the beginning of a text, for a model that has seen no chats.
+    Without them the text itself is scored for its likelihood."""
+
+    name: str
+    fields: tuple[str, ...]
+    text: str
+    choose: Callable[[Sequence[Row], EvalConfig], list[Row]]
+    score: Callable[[Sequence[Row], Sequence[Answer], Resampling], list[Score]]
+    instruction: Callable[[Row], str] | None = None
+    opening: Callable[[Row], str] | None = None
+
+    def prompt(self, row: Row, chat: bool) -> str | None:
+        words = self.instruction if chat else self.opening
+        return words(row) if words else None
+
+    def ask(self, generator: Generator, rows: Sequence[Row]) -> list[Answer]:
+        """{"output": text} of each row, or {"bits", "tokens"} of its text."""
+        if self.instruction is None:
+            return [asdict(found) for found in generator.likelihood([row[self.text] for row in rows])]
+        return [{"output": text} for text in generator.generate([self.prompt(row, generator.chat) for row in rows])]
+
+
+def grouped(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[int]]:
+    """Indices of the rows of each group, groups in sorted order."""
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(key(row), []).append(index)
+    return dict(sorted(groups.items()))

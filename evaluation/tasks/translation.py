@@ -1,0 +1,89 @@
+"""Translation of held-out sentences, en->xx and xx->en, in the released models' prompt.
+
+chrF++ and BLEU over several pairs are the mean over pairs; exact match and the rates are shares of segments. `copy_chrf` is the
+chrF++ that the untranslated source would get: a model that isn't above it has not learnt that pair.
+Leaves out: neural metrics, document-level translation.
+"""
+
+from collections.abc import Callable, Sequence
+
+from evaluation.held_out import Row, choose
+from evaluation.metrics.bootstrap import Resampling, estimate, percentage
+from evaluation.metrics.translation import bleu, bleu_statistics, chrf, chrf_statistics, is_copied, is_wrong_language, plain
+from evaluation.tasks.task import Answer, Score, Task, grouped
+from megatron_tower.config import EvalConfig
+from megatron_tower.data.templates import translation_prompt
+
+
+def pair(row: Row) -> str:
+    return f"{row['source_locale']}->{row['target_locale']}"
+
+
+def direction(row: Row) -> str:
+    return "en->xx" if row["source_locale"] == "en" else "xx->en" if row["target_locale"] == "en" else "xx->xx"
+
+
+def instruction(row: Row) -> str:
+    return translation_prompt(row["source_locale"], row["target_locale"], row["source"])
+
+
+def opening(row: Row) -> str:
+    """One of the forms that CPT's parallel text takes. Its last space belongs to the answer's first token."""
+    return instruction(row).rstrip()
+
+
+def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
+    return choose(rows, pair, cfg.translations_per_locale)
+
+
+def score(rows: Sequence[Row], answers: Sequence[Answer], how: Resampling) -> list[Score]:
+    found = [answer["output"].strip() for answer in answers]
+    sources, references = [row["source"] for row in rows], [row["reference"] for row in rows]
+    counts, signature = chrf_statistics(found, references)
+    copies, _ = chrf_statistics(sources, references)
+    pairs = grouped(rows, pair)
+    words = {}  # pair -> (statistics, signature): the tokenizer is the target language's
+    for name, of in pairs.items():
+        words[name] = bleu_statistics([found[i] for i in of], [references[i] for i in of], rows[of[0]]["target_locale"])
+    flags: dict[str, list[bool | None]] = {
+        "exact_match": [plain(out) == plain(ref) for out, ref in zip(found, references, strict=True)],
+        "empty": [not out for out in found],
+        "copied": [is_copied(*texts) for texts in zip(found, sources, references, strict=True)],
+        "wrong_language": [is_wrong_language(out, row["reference"], row["target_locale"]) for out, row in zip(found, rows, strict=True)],
+    }
+
+    def macro(by: str, key: Callable[[Row], str]) -> list[Score]:
+        """Every metric for each group of pairs."""
+        scores = []
+        for group, of in grouped(rows, key).items():
+            inside = {name: pairs[name] for name in sorted({pair(rows[i]) for i in of})}
+            scores.append(Score("translation", "chrf", by, group, estimate([counts[i] for i in inside.values()], chrf, how), signature))
+            signed = ", ".join(sorted({words[name][1] for name in inside}))
+            scores.append(Score("translation", "bleu", by, group, estimate([words[name][0] for name in inside], bleu, how), signed))
+            copied = estimate([copies[i] for i in inside.values()], chrf, how)
+            scores.append(Score("translation", "copy_chrf", by, group, copied, signature))
+            for metric, values in flags.items():
+                if judged := [values[i] for i in of if values[i] is not None]:
+                    scores.append(Score("translation", metric, by, group, percentage(judged, how)))
+        return scores
+
+    def pooled(by: str, key: Callable[[Row], str]) -> list[Score]:
+        """chrF++ and exact match over the segments of each group, whatever their pair."""
+        scores = []
+        for group, of in grouped(rows, key).items():
+            scores.append(Score("translation", "chrf", by, group, estimate([counts[of]], chrf, how), signature))
+            exact = percentage([flags["exact_match"][i] for i in of], how)
+            scores.append(Score("translation", "exact_match", by, group, exact))
+        return scores
+
+    return [
+        *macro("all", lambda row: "all"),
+        *macro("direction", direction),
+        *macro("pair", pair),
+        *pooled("kind", lambda row: row["kind"]),
+        *pooled("pair_kind", lambda row: f"{pair(row)} {row['kind']}"),
+    ]
+
+
+FIELDS = ("kind", "source_locale", "target_locale", "source", "reference")
+TRANSLATION = Task("translation", FIELDS, "source", chosen, score, instruction, opening)

@@ -1,0 +1,213 @@
+"""From a data config to a data folder: fetch, clean, split, tokenize, write; the same config gives the same bytes.
+
+    gather -> clean -> split by source -> tokenizer -> CPT parts, SFT examples, held-out sets -> manifest -> rename
+
+The folder appears complete or not at all. Leaves out: resuming half way (downloads are kept, the rest takes seconds).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_tower.config import Config, DataConfig, InputError
+from megatron_tower.data import chat, cldr, cleaning, corpora, instructions, manifest, sources, tasks, tokenizer
+from megatron_tower.data.examples import Example
+from megatron_tower.data.locales import locale
+from megatron_tower.data.pair import Pair
+from megatron_tower.data.split import HeldOut, split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FORMAT = 1  # of the folder; raised when what is written changes
+PARTS = ("monolingual", "parallel", "instruction")
+HELD_OUT_GENERAL = 1000
+
+
+def prepare(cfg: Config) -> Path:
+    """Make `cfg.data.folder`, or find it finished. Returns it.
+
+    Raises InputError for bad settings, a source that can't be had, or a folder made with other settings (nothing is touched).
+    """
+    folder = Path(cfg.data.folder)
+    settings = _settings(cfg)
+    if _is_finished(folder, settings):
+        return folder
+    _check(cfg.data)
+    started = time.monotonic()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        facts = _write(partial, cfg)
+        manifest.write(partial, {"format": FORMAT, "settings": settings, **facts})
+        partial.chmod(0o755)
+        try:
+            os.rename(partial, folder)
+        except OSError:  # someone else finished it meanwhile
+            if not _is_finished(folder, settings):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _report(folder, facts, time.monotonic() - started)
+    return folder
+
+
+def _settings(cfg: Config) -> dict:
+    """All that decides the bytes of the folder."""
+    data = {name: value for name, value in asdict(cfg.data).items() if name not in ("folder", "cache", "name")}
+    origin = None
+    if cfg.model.hf_folder:
+        path = Path(cfg.model.hf_folder) / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"model.hf_folder={cfg.model.hf_folder} holds no tokenizer.json: download the model's tokenizer files into it")
+        origin = sources.sha256(path)
+    return {"data": data, "family": cfg.model.family, "tokenizer": origin}
+
+
+def _is_finished(folder: Path, settings: dict) -> bool:
+    if not folder.exists():
+        return False
+    facts = manifest.verify(folder)
+    if facts.get("format") != FORMAT or facts.get("settings") != json.loads(json.dumps(settings)):
+        old, new = facts.get("settings", {}), json.loads(json.dumps(settings))
+        flat = lambda s: {**s.get("data", {}), **{k: v for k, v in s.items() if k != "data"}}  # noqa: E731
+        changed = [k for k, v in flat(new).items() if flat(old).get(k) != v] or ["the format of the folder"]
+        raise InputError(f"{folder} was prepared with other settings ({', '.join(changed)}): delete it, or give another data.folder")
+    print(f"{folder} is ready (same settings, files verified)", flush=True)
+    return True
+
+
+def _check(data: DataConfig) -> None:
+    for code in data.locales:
+        locale(code)
+    for problem, why in (
+        (not data.locales or "en" in data.locales, f"data.locales={data.locales} must name one or more locales besides en"),
+        (len(set(data.locales)) < len(data.locales), f"data.locales={data.locales} names one twice"),
+        (not 0 < data.held_out < 1, f"data.held_out={data.held_out} must lie between 0 and 1"),
+        (set(data.shares) != set(PARTS), f"data.shares={data.shares} must give a share to each of {', '.join(PARTS)}"),
+        (any(s < 0 for s in data.shares.values()) or abs(sum(data.shares.values()) - 1) > 1e-6, f"data.shares={data.shares} must add up to 1"),
+        (data.sft_examples < 1, f"data.sft_examples={data.sft_examples} must be 1 or more"),
+        (not 0 <= data.sft_translation_share <= 1, f"data.sft_translation_share={data.sft_translation_share} must lie between 0 and 1"),
+    ):
+        if problem:
+            raise InputError(why)
+
+
+def _write(folder: Path, cfg: Config) -> dict:
+    """Everything but the manifest, whose facts it returns."""
+    data = cfg.data
+    wheels = [(name, str(number), sources.fetch(name, str(number), Path(data.cache))) for name, number in sorted(data.catalogues.items())]
+    pairs, removed = cleaning.clean(pair for _, _, wheel in wheels for pair in sources.read(wheel, data.locales))
+    for code in data.locales:
+        pairs += cldr.generate(code, data.cldr_kinds, data.cldr_per_locale, data.seed)
+    train, test, held, dropped = split(pairs, data.held_out)
+    removed["repeats_held_out"] = Counter(pair.locale for pair in dropped)
+    for side, members in (("training", train), ("held-out", test)):
+        if missing := [code for code in data.locales if not any(pair.locale == code for pair in members)]:
+            raise InputError(f"the {side} split has nothing in {missing[0]}: raise data.cldr_per_locale, or move data.held_out")
+
+    general, sft = _sft_examples(data, train, held)
+    monolingual = corpora.monolingual(train, data.seed)
+    words = _tokenizer(cfg, [text for _, text in monolingual], sft, folder / "tokenizer")
+    tokens = _write_cpt(folder / "cpt", data, words, [text for _, text in monolingual], train, general)
+    _write_rows(folder / "sft" / "train.jsonl", (example.row() for example in sft))
+    held_texts, held_general = _write_held_out(folder / "held_out", data, test)
+    return {
+        "sources": [asdict(sources.describe(*wheel)) for wheel in wheels]
+        + [{"name": "Unicode CLDR through Babel", "version": version("babel"), "licence": "Unicode-3.0, BSD-3-Clause", "sha256": None}],
+        "vocab_size": len(words),
+        "removed": {name: dict(sorted(counts.items())) for name, counts in removed.items()},
+        "pairs": {"train": _by_locale(data.locales, train), "held_out": _by_locale(data.locales, test)},
+        "cpt_tokens": tokens,
+        "sft": {"examples": len(sft), "tasks": dict(Counter(e.task for e in sft)), "kinds": dict(Counter(e.kind for e in sft))},
+        "sft_tokens": sum(len(ids) - 1 for ids, _ in chat.encode_all(words, [example.row()["messages"] for example in sft])),
+        "held_out": {"text": held_texts, "translation": 2 * len(test), "general": held_general},
+    }
+
+
+def _sft_examples(data: DataConfig, train: list[Pair], held: HeldOut) -> tuple[list[Example], list[Example]]:
+    """General examples for CPT's instruction part, and the SFT mixture in random order."""
+    wanted = round(data.sft_examples * data.sft_translation_share)
+    translation = tasks.generate(train, wanted, data.seed, held)
+    general = instructions.generate(data.instruction_kinds, data.sft_examples - wanted, data.seed, held_out=False, share=data.held_out)
+    for found, asked, what in ((translation, wanted, "translation"), (general, data.sft_examples - wanted, "general")):
+        if len(found) < asked:
+            raise InputError(f"only {len(found)} {what} examples can be made, {asked} are asked for: lower data.sft_examples or add data.locales and kinds")
+    sft = translation + [example for example in general if not held.leaks(example.prompt) and not held.leaks(example.answer)]
+    return general, sorted(sft, key=lambda example: hashlib.sha256(f"{data.seed}/{example.prompt}".encode()).digest())
+
+
+def _tokenizer(cfg: Config, texts: list[str], sft: list[Example], folder: Path) -> "PreTrainedTokenizerFast":
+    """The model's own, or one trained on the training strings, the instructions and the names of the turns."""
+    if cfg.model.hf_folder:
+        return tokenizer.copy(Path(cfg.model.hf_folder), cfg.model.family, folder)
+    lines = [line for text in texts for line in text.split("\n")]
+    lines += [line for example in sft for text in (example.prompt, example.answer) for line in text.split("\n")]
+    lines += ["user", "model", "assistant"] * len(sft)
+    return tokenizer.train(lines, cfg.model.family, cfg.data.vocab_size, folder)
+
+
+def _write_cpt(
+    folder: Path, data: DataConfig, words: "PreTrainedTokenizerFast", monolingual: list[str], train: list[Pair], general: list[Example]
+) -> dict[str, int]:
+    """The three indexed corpora and `blend.json`; returns tokens by part."""
+    folder.mkdir()
+    documents = {"monolingual": monolingual, "parallel": list(corpora.parallel(train, data.seed)), "instruction": list(corpora.instruction(general, data.seed))}
+    blend = []
+    for name in PARTS:
+        blend.append({"prefix": name, "share": data.shares[name], "tokens": corpora.write(folder / name, documents[name], words)})
+    (folder / "blend.json").write_text(json.dumps(blend, indent=1) + "\n")
+    return {part["prefix"]: part["tokens"] for part in blend}
+
+
+def _write_held_out(folder: Path, data: DataConfig, test: list[Pair]) -> tuple[dict[str, int], int]:
+    """Held-out text as documents like those of training, translations both ways, general instructions."""
+    text = corpora.monolingual(test, data.seed)
+    general = instructions.generate(data.instruction_kinds, HELD_OUT_GENERAL, data.seed, held_out=True, share=data.held_out)
+    _write_rows(folder / "text.jsonl", ({"locale": code, "text": document} for code, document in text))
+    ways = [row for pair in test for row in (_way(pair, "en", pair.locale, pair.source, pair.target), _way(pair, pair.locale, "en", pair.target, pair.source))]
+    _write_rows(folder / "translation.jsonl", sorted(ways, key=lambda row: hashlib.sha256(json.dumps(row).encode()).digest()))
+    _write_rows(folder / "general.jsonl", ({"kind": e.kind, "prompt": e.prompt, "answer": e.answer, "locale": e.locale} for e in general))
+    return dict(Counter(code for code, _ in text)), len(general)
+
+
+def _way(pair: Pair, source_locale: str, target_locale: str, source: str, reference: str) -> dict:
+    return {"kind": pair.kind, "source_locale": source_locale, "target_locale": target_locale, "source": source, "reference": reference}
+
+
+def _write_rows(path: Path, rows: Iterable[dict]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _by_locale(codes: list[str], pairs: list[Pair]) -> dict[str, dict[str, int]]:
+    """{locale: {kind: pairs}}"""
+    return {code: dict(Counter(pair.kind for pair in pairs if pair.locale == code)) for code in codes}
+
+
+def _report(folder: Path, facts: dict, seconds: float) -> None:
+    """A short table: pairs a locale, what the filters removed, tokens."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("locale", "pairs to train on", "of them CLDR", "held out", title=f"{folder} ({seconds:.0f} s)")
+    for code, kinds in facts["pairs"]["train"].items():
+        total, catalogue = sum(kinds.values()), kinds.get("catalogue", 0)
+        table.add_row(code, f"{total:,}", f"{total - catalogue:,}", f"{sum(facts['pairs']['held_out'][code].values()):,}")
+    console = Console(width=max(Console().width, 100), highlight=False)
+    console.print(table)
+    removed = {name: sum(counts.values()) for name, counts in facts["removed"].items()}
+    console.print("removed: " + ", ".join(f"{name} {count:,}" for name, count in removed.items() if count))
+    console.print("CPT tokens: " + ", ".join(f"{name} {count:,}" for name, count in facts["cpt_tokens"].items()))
+    console.print(f"SFT: {facts['sft']['examples']:,} examples, {facts['sft_tokens']:,} tokens; vocabulary {facts['vocab_size']:,}")

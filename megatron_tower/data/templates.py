@@ -1,0 +1,68 @@
+"""How a translation is put into words: the released models' prompt, and the forms that parallel text takes in CPT.
+
+A template is named with its version; a change of wording is a new version, so that a manifest says what was trained on.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from megatron_tower.data.locales import locale
+
+RELEASED = "released/1"
+
+
+def translation_prompt(source_locale: str, target_locale: str, text: str) -> str:
+    """The three-line prompt of the released Tower+ models, left open after the target's name."""
+    source, target = locale(source_locale).english, locale(target_locale).english
+    return f"Translate the following {source} source text to {target}:\n{source}: {text}\n{target}: "
+
+
+def _released(source: str, target: str, text: str, translation: str) -> str:
+    return translation_prompt(source, target, text) + translation
+
+
+def _english_names(source: str, target: str, text: str, translation: str) -> str:
+    return f"{locale(source).english}: {text}\n{locale(target).english}: {translation}"
+
+
+def _own_names(source: str, target: str, text: str, translation: str) -> str:
+    """Each language by the name it gives itself."""
+    return f"{_name(source, source)}: {text}\n{_name(target, target)}: {translation}"
+
+
+def _target_titled(source: str, target: str, text: str, translation: str) -> str:
+    """The instruction in the target's language: `Übersetzung (Englisch → Deutsch)`."""
+    return f"{locale(target).translation} ({_name(source, target)} → {_name(target, target)})\n{text}\n{translation}"
+
+
+def _source_titled(source: str, target: str, text: str, translation: str) -> str:
+    return f"{locale(source).translation} ({_name(source, source)} → {_name(target, source)})\n{text}\n{translation}"
+
+
+PARALLEL: dict[str, Callable[[str, str, str, str], str]] = {
+    RELEASED: _released,
+    "english_names/1": _english_names,
+    "own_names/1": _own_names,
+    "target_titled/1": _target_titled,
+    "source_titled/1": _source_titled,
+}
+
+
+def document(template: str, source: str, target: str, texts: Sequence[str], translations: Sequence[str]) -> str:
+    """Several sentences that follow one another, translated as one text: one sentence a line."""
+    return PARALLEL[template](source, target, "\n".join(texts), "\n".join(translations))
+
+
+INSTRUCTION: dict[str, Callable[[str, str], str]] = {
+    "question_answer/1": lambda prompt, answer: f"Question: {prompt}\nAnswer: {answer}",
+    "bare/1": lambda prompt, answer: f"{prompt}\n{answer}",
+}
+
+
+@lru_cache(maxsize=1024)
+def _name(code: str, speaker: str) -> str:
+    """What speakers of one locale call the language of another."""
+    from babel import Locale as Cldr
+
+    name = Cldr.parse(locale(code).cldr).get_language_name(locale(speaker).cldr)
+    return name[:1].upper() + name[1:]

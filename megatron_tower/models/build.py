@@ -1,0 +1,159 @@
+"""A decoder on megatron-core's GPTModel, from our configs.
+
+    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision, recompute=cfg.phase.recompute)   # after runtime.distributed.initialize
+    load_hf(chunks, cfg.model, folder)
+
+What GPTModel lacks and Gemma 2 needs is in `Decoder`: scaled embeddings and the soft-cap on logits.
+Leaves out: fused kernels (activation, RoPE, cross entropy, gradient accumulation), context parallelism.
+"""
+
+import math
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_tower.config import InputError, ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_tower.models.families import family_of
+from megatron_tower.models.layer import layer_spec
+from megatron_tower.models.norm import RMSNorm
+from megatron_tower.models.softcap import softcap
+from megatron_tower.runtime.distributed import device
+
+
+class Decoder(GPTModel):
+    """GPTModel whose embeddings may be scaled and whose logits may be soft-capped.
+
+    forward(tokens [batch, seq], position_ids, attention_mask=None, packed_seq_params=None, inference_context=None) returns, on the last
+    pipeline stage, logits [batch, seq, vocab / tensor-parallel] (a transposed view), elsewhere hidden states [seq, batch, hidden].
+    """
+
+    def __init__(self, *args: object, embedding_scale: float | None, final_softcap: float | None, **kwargs: object):
+        super().__init__(*args, **kwargs)
+        self.final_softcap = final_softcap
+        if embedding_scale is not None and self.pre_process:
+            rounded = torch.tensor(embedding_scale, dtype=self.config.params_dtype).item()  # as HF rounds it
+            self.embedding.register_forward_hook(lambda module, inputs, output: output * rounded)
+
+    def _postprocess(
+        self,
+        hidden_states: Tensor,
+        inference_context: object = None,
+        runtime_gather_output: bool | None = None,
+        **_: object,  # labels, losses and multi-token prediction: objectives see to them
+    ) -> Tensor:
+        if not self.post_process:
+            return hidden_states
+        if inference_context is not None and not self.training and inference_context.materialize_only_last_token_logits:
+            hidden_states = hidden_states[-1:]
+        tied = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden_states, weight=tied, runtime_gather_output=runtime_gather_output)
+        if self.final_softcap is not None:
+            logits = softcap(logits, self.final_softcap)
+        return logits.transpose(0, 1)
+
+
+def build_chunks(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, *, recompute: str = "none") -> list[Decoder]:
+    """This rank's part of the model: one chunk, or `virtual_pipeline` chunks."""
+    return [
+        build_model(
+            model,
+            parallel,
+            precision,
+            recompute=recompute,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+            vp_stage=stage,
+        )
+        for stage in (range(parallel.virtual_pipeline) if parallel.virtual_pipeline else [None])
+    ]
+
+
+def build_model(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    *,
+    recompute: str = "none",
+    pre_process: bool = True,
+    post_process: bool = True,
+    vp_stage: int | None = None,
+) -> Decoder:
+    """One pipeline stage with random weights, on this rank's device. `pre_process`: it has the embedding; `post_process`: the head."""
+    family = family_of(model.family)
+    config = transformer_config(model, parallel, precision, recompute)
+    layers = [layer_spec(model, family, transformer_engine=precision.fp8 is not None)] * get_num_layers_to_build(config, vp_stage)
+    return Decoder(
+        config,
+        TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
+        model.vocab_size,
+        model.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        share_embeddings_and_output_weights=model.tie_embeddings,
+        position_embedding_type="rope",
+        rotary_base=model.rotary_base,
+        vp_stage=vp_stage,
+        embedding_scale=math.sqrt(model.hidden_size) if family.scaled_embedding else None,
+        final_softcap=model.final_softcap,
+    ).to(device())
+
+
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, recompute: str = "none"
+) -> TransformerConfig:
+    """Megatron's view of our configs. InputError for a model that the family does not have, or that no back end can run."""
+    family = family_of(model.family)
+    family.to_hf(model)
+    if parallel.context > 1:
+        raise InputError(f"parallel.context={parallel.context}: attention is not split over a sequence yet, use parallel.context=1")
+    if model.attention_backend == "sdpa" and model.attention_softcap is not None:
+        raise InputError("model.attention_backend=sdpa has no soft-cap, which this model needs: use auto or eager")
+    dtype = getattr(torch, precision.params)
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        softmax_scale=(model.query_scale or model.kv_channels) ** -0.5,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.layernorm_epsilon,
+        layernorm_zero_centered_gamma=family.zero_centered_norms,
+        gated_linear_unit=True,
+        activation_func=family.activation,
+        add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=model.init_std,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp8="hybrid" if precision.fp8 else None,
+        fp8_recipe=precision.fp8 or "delayed",
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        sequence_parallel=parallel.sequence_parallel,
+        cuda_graph_scope=[],
+        calculate_per_token_loss=True,  # objectives return sums; the trainer divides once
+        use_cpu_initialization=device().type == "cpu",
+        deterministic_mode=device().type == "cuda",  # on a CPU the default kernels are, and are faster
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        **RECOMPUTE[recompute],
+    )
+
+
+RECOMPUTE = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}

@@ -1,0 +1,22 @@
+"""One way to run the model on a `Batch`, packed or not.
+
+A packed batch runs as one row of batch * seq tokens, so Megatron's schedules must be given seq_length = batch * seq and
+micro_batch_size = 1 for it. Under sequence parallelism each rank holds its piece of that row between layers.
+"""
+
+from megatron.core.utils import get_attr_wrapped_model
+from torch import Tensor, nn
+
+from megatron_tower.data.batch import Batch
+from megatron_tower.models.packing import pack
+
+
+def forward(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits [batch, seq, vocab / tensor-parallel] on the last pipeline stage, else hidden states for the next stage.
+
+    `model`: a Decoder or what wraps it. RoPE counts positions from each sequence's start; `batch.position_ids` is not read.
+    """
+    if batch.cu_seqlens is None:
+        return model(batch.tokens, None, None)
+    output = model(batch.tokens.reshape(1, -1), None, None, packed_seq_params=pack(batch.cu_seqlens))
+    return output.view(*batch.tokens.shape, -1) if get_attr_wrapped_model(model, "post_process") else output

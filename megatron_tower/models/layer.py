@@ -1,0 +1,71 @@
+"""What one decoder layer is made of: megatron-core's modules, our attention and norms, Gemma's sandwich where the family has it.
+
+The sandwich's second slice (a norm after attention and after the MLP, before the residual is added) sits at the end of the row-parallel
+linear whose output it norms; so it is sharded, checkpointed and recomputed with it.
+"""
+
+from functools import partial
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from megatron_tower.config import ModelConfig
+from megatron_tower.models.attention import CoreAttention
+from megatron_tower.models.mapping import Family
+from megatron_tower.models.norm import RMSNorm
+
+
+class NormedOutput:
+    """Before a row-parallel linear in the bases: its output is normed."""
+
+    def __init__(self, *args: object, config: TransformerConfig, **kwargs: object):
+        super().__init__(*args, config=config, **kwargs)
+        self.post_norm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        output, bias = super().forward(x)
+        return self.post_norm(output), bias
+
+
+def layer_spec(model: ModelConfig, family: Family, transformer_engine: bool) -> ModuleSpec:
+    """The spec of every layer of `model`. `transformer_engine`: its linears instead of megatron-core's, for FP8."""
+    column, row = _linears(transformer_engine)
+    if family.sandwich_norms:
+        row = type(f"Normed{row.__name__}", (NormedOutput, row), {})
+    attention = partial(
+        CoreAttention,
+        backend=model.attention_backend,
+        softcap=model.attention_softcap,
+        window=model.sliding_window,
+        window_layers=tuple(model.window_layers),
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=attention, linear_proj=row),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def _linears(transformer_engine: bool) -> tuple[type[nn.Module], type[nn.Module]]:
+    if not transformer_engine:
+        return ColumnParallelLinear, RowParallelLinear
+    from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear  # optional dependency
+
+    return TEColumnParallelLinear, TERowParallelLinear

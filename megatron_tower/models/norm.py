@@ -1,0 +1,49 @@
+"""RMSNorm for every norm of the model (the stock WrappedTorchNorm refuses both the 1+w form and sequence parallelism).
+
+    y = n * w,   n = x / sqrt(mean(x^2) + eps)        w = 1 + weight when the config says `layernorm_zero_centered_gamma` (Gemma)
+
+Computed in float32 whatever the dtype of the activations. CUDA has a fused kernel; on a CPU, where PyTorch goes through the tensor some
+twenty times, the gradient is written out:   dx = (g w - n mean(g w n)) / sqrt(mean(x^2) + eps),   dw = sum(g n).
+Leaves out: LayerNorm, fusion with the neighbours.
+"""
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Norm over the last dimension; its gradient is summed over tensor-parallel ranks when they hold pieces of the sequence."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.offset = 1.0 if config.layernorm_zero_centered_gamma else 0.0
+        device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+        self.weight = nn.Parameter(torch.full((hidden_size,), 1.0 - self.offset, dtype=config.params_dtype, device=device))
+        self.weight.sequence_parallel = config.sequence_parallel  # read by megatron's finalize_model_grads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden] -> [..., hidden]"""
+        weight = self.weight.float() + self.offset
+        if x.is_cuda:
+            return nn.functional.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
+        return _RMSNorm.apply(x, weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed = x * inverse
+        product = grad * normed
+        mean = (product @ weight).div_(x.shape[-1]).unsqueeze(-1)
+        dx = (grad * weight).addcmul_(normed, mean, value=-1.0).mul_(inverse)
+        return dx.to(x.dtype), product.flatten(0, -2).sum(0), None

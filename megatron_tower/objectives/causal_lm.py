@@ -1,0 +1,23 @@
+"""Next-token cross entropy, for continued pre-training (every token counts) and SFT (the answers' tokens).
+
+L = - sum_t mask_t log p(y_t | y_<t) / sum_t mask_t        divided by the trainer, over the global batch
+"""
+
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_tower.data.batch import Batch
+from megatron_tower.objectives.logprobs import token_logprobs
+from megatron_tower.objectives.terms import LossTerms
+
+
+class CausalLM:
+    def prepare(self, batch: Batch) -> Batch:
+        """Nothing to add: no rollouts, no reference model."""
+        return batch
+
+    def loss(self, logits: Tensor, batch: Batch) -> LossTerms:
+        """logits [batch, seq, vocab / tensor-parallel] -> summed negative log-likelihood and the number of tokens that count."""
+        logprobs = token_logprobs(logits, batch.labels, parallel_state.get_tensor_model_parallel_group())
+        total = -(logprobs * batch.loss_mask).sum()
+        return LossTerms(total, batch.loss_mask.sum(), {"loss": total.detach()})

@@ -1,0 +1,161 @@
+"""Text from the training weights: batched decoding with a key-value cache, under tensor and pipeline parallelism.
+
+Prompts of unequal length are padded on the left, so that all rows of a batch write the same slot of the cache; rotary scores
+depend on the distance of two slots alone, and the padding's keys are hidden. A row that stops leaves the batch at once.
+
+Leaves out: context parallelism, virtual pipeline stages, refilling a batch with waiting prompts.
+Run:  python -m megatron_tower.translate --checkpoint RUN --to de "Good morning"
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from megatron_tower.config import InputError
+from megatron_tower.rollout.sampling import next_tokens
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen and when a row ends. temperature 0 is greedy; `stop_ids` are the tokens that end a row."""
+
+    max_new_tokens: int
+    stop_ids: list[int]
+    pad_id: int
+    temperature: float
+    top_p: float
+
+
+def generate(
+    model: GPTModel,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: list[int],
+    pad_id: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[list[int]]:
+    """New tokens of each prompt, the stop token included when one came.
+
+    Every rank of a model replica calls it with the same arguments and gets the same answer. Row i draws its random numbers
+    from (seed, i), so samples depend neither on `batch_size` nor on the layout. Raises InputError before any work.
+    """
+    decoding = Decoding(max_new_tokens, stop_ids, pad_id, temperature, top_p)
+    _check(model, prompts, decoding)
+    answers: list[list[int]] = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # little padding, and the largest batch first
+    with _inference(model):
+        for start in range(0, len(prompts), batch_size):
+            rows = by_length[start : start + batch_size]
+            numbers = np.stack([np.random.default_rng((seed, row)).random(max_new_tokens) for row in rows])
+            for row, answer in zip(rows, _decode(model, [prompts[row] for row in rows], numbers, decoding), strict=True):
+                answers[row] = answer
+    return answers
+
+
+def _check(model: GPTModel, prompts: list[list[int]], decoding: Decoding) -> None:
+    if model.config.context_parallel_size > 1:
+        raise InputError(f"generation can't split a sequence over parallel.context={model.config.context_parallel_size}: use 1")
+    if decoding.max_new_tokens < 1:
+        raise InputError(f"max_new_tokens={decoding.max_new_tokens}: must be 1 or more")
+    if decoding.temperature < 0 or not 0 < decoding.top_p <= 1:
+        raise InputError(f"temperature={decoding.temperature}, top_p={decoding.top_p}: must be 0 or more, and above 0 up to 1")
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise InputError(f"prompt {row} is empty: give it at least one token")
+        if len(prompt) + decoding.max_new_tokens > model.max_sequence_length:
+            raise InputError(
+                f"prompt {row} has {len(prompt)} tokens; with max_new_tokens={decoding.max_new_tokens} it exceeds the model's "
+                f"context of {model.max_sequence_length}: shorten it or ask for fewer new tokens"
+            )
+
+
+@contextmanager
+def _inference(model: GPTModel) -> Iterator[None]:
+    """Evaluation mode without gradients; sequence parallelism is off, for a decoding step has one token to split."""
+    switches = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
+    owners = [model.config, *model.modules()]
+    switched = [(owner, name) for owner in owners for name in switches if getattr(owner, name, False)]
+    training = model.training
+    model.eval()
+    for owner, name in switched:
+        setattr(owner, name, False)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for owner, name in switched:
+            setattr(owner, name, True)
+        model.train(training)
+
+
+def _decode(model: GPTModel, prompts: list[list[int]], numbers: np.ndarray, decoding: Decoding) -> list[list[int]]:
+    """One batch to its end. numbers: [batch, max_new_tokens] uniform in [0, 1)."""
+    device = next(model.parameters()).device
+    width = max(len(prompt) for prompt in prompts)
+    tokens = torch.tensor([[decoding.pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
+    slots = torch.arange(width + decoding.max_new_tokens, device=device)
+    hidden = (slots < padding[:, None])[:, None, None] if padding.any() else None  # [batch, 1, 1, slots], True = never attended
+    draws = torch.from_numpy(numbers).to(device)
+    stops = torch.tensor(decoding.stop_ids, device=device, dtype=torch.int64)
+
+    context = StaticInferenceContext(len(prompts), len(slots))
+    answers = torch.empty(len(prompts), decoding.max_new_tokens, dtype=torch.int64, device=device)
+    lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
+    running = torch.arange(len(prompts), device=device)  # rows still in the batch
+    for step in range(decoding.max_new_tokens):
+        start = context.sequence_len_offset
+        end = start + tokens.size(1)
+        logits = _forward(model, tokens, slots[start:end].expand_as(tokens), None if hidden is None else hidden[..., :end], context)
+        context.increment_sequence_len_offset(tokens.size(1))
+        context.enable_decode_mode()
+        chosen = _choose(logits, draws[running, step], decoding)
+        answers[running, step] = chosen
+        lengths[running] = step + 1
+        on = (~torch.isin(chosen, stops)).nonzero().squeeze(1)
+        if len(on) == 0:
+            break
+        if len(on) < len(running):
+            running, chosen = running[on], chosen[on]
+            hidden = None if hidden is None else hidden[on]
+            for layer, (keys, values) in context.key_value_memory_dict.items():
+                context.key_value_memory_dict[layer] = keys[:, on], values[:, on]
+        tokens = chosen[:, None]
+    return [answer[:length] for answer, length in zip(answers.tolist(), lengths.tolist(), strict=True)]
+
+
+def _forward(model: GPTModel, tokens: Tensor, positions: Tensor, hidden: Tensor | None, context: StaticInferenceContext) -> Tensor | None:
+    """Run this pipeline stage on tokens [batch, seq]; the last stage gets the last position's logits [batch, vocab/tp], others None."""
+    if not parallel_state.is_pipeline_first_stage():
+        shape = tokens.size(1), tokens.size(0), model.config.hidden_size
+        received = torch.empty(shape, dtype=model.config.pipeline_dtype, device=tokens.device)
+        dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank(), parallel_state.get_pipeline_model_parallel_group())
+        model.set_input_tensor(received)
+    out = model(tokens, positions, hidden, inference_context=context)
+    if parallel_state.is_pipeline_last_stage():
+        return out[:, -1]
+    dist.send(out, parallel_state.get_pipeline_model_parallel_next_rank(), parallel_state.get_pipeline_model_parallel_group())
+    return None
+
+
+def _choose(logits: Tensor | None, numbers: Tensor, decoding: Decoding) -> Tensor:
+    """Next token of each row [batch]: chosen on the last pipeline stage, told to the others."""
+    if logits is None:
+        chosen = torch.empty(len(numbers), dtype=torch.int64, device=numbers.device)
+    else:
+        chosen = next_tokens(logits, numbers, decoding.temperature, decoding.top_p, parallel_state.get_tensor_model_parallel_group())
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        dist.broadcast(chosen, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group())
+    return chosen

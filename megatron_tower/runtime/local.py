@@ -1,0 +1,133 @@
+"""Ranks as processes of this machine, for laptops, tests and single nodes.
+
+Rank 0 speaks to the terminal, the others to `rank_<n>.log`; when one fails the others are stopped and the tail of its log is shown.
+SIGINT, SIGTERM and SIGUSR2 are passed on, so that a signal means to all ranks what it means to one. Leaves out: several machines (`srun`).
+
+    code = run_ranks(["megatron_tower.train", "parallel=tp2"], world_size=2, threads=1, logs=Path("runs/x/logs"))
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from megatron_tower.config import Config
+from megatron_tower.runtime.distributed import place, threads_per_rank
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+GRACE = 5.0  # seconds that the other ranks have to end by themselves after one has failed
+TAIL = 30  # lines of a failed rank's log
+
+
+def relaunch_if_needed(cfg: Config, module: str) -> bool:
+    """Run `python -m module` with this command line as `parallel.world_size` local ranks, unless this process is one already.
+
+    Returns False when the caller shall do the work itself, True when the ranks have done it; ends the process with the code of
+    the first rank that failed.
+    """
+    ranks = cfg.parallel.world_size
+    if ranks == 1 or place().world_size > 1 or "WORLD_SIZE" in os.environ:
+        return False
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]  # of this job, when it is one of a sweep
+    code = run_ranks([module, *words], ranks, threads_per_rank(cfg.cluster, ranks), cfg.phase_dir / "logs")
+    if code:
+        sys.exit(code)
+    return True
+
+
+def run_ranks(module_argv: list[str], world_size: int, threads: int, logs: Path) -> int:
+    """Start `python -m <module_argv>` `world_size` times, wait, and return 0 or the exit code of the first rank that failed."""
+    logs.mkdir(parents=True, exist_ok=True)
+    shared = {
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": _free_port(),
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+        "OMP_NUM_THREADS": threads,
+    }
+    ranks: list[subprocess.Popen] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_forward_signals(ranks))
+        stack.callback(_kill, ranks)
+        for rank in range(world_size):
+            output = None if rank == 0 else stack.enter_context(_log(logs, rank).open("w"))
+            env = os.environ | {k: str(v) for k, v in shared.items()} | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", *module_argv],
+                    env=env,
+                    stdout=output,
+                    stderr=subprocess.STDOUT if output else None,
+                    start_new_session=True,  # a Ctrl-C in the terminal reaches the ranks once, through us
+                    preexec_fn=_die_with_parent,
+                )
+            )
+        failed = _wait(ranks)
+    if failed is None:
+        return 0
+    code = ranks[failed].returncode
+    if failed and ranks[0].returncode != code:  # else rank 0 has said the same on the terminal
+        tail = _log(logs, failed).read_text(errors="replace").splitlines()[-TAIL:]
+        print(f"rank {failed} failed with exit code {code}; the end of {_log(logs, failed)}:", *tail, sep="\n  ", file=sys.stderr)
+    return code if code > 0 else 128 - code
+
+
+def _wait(ranks: list[subprocess.Popen]) -> int | None:
+    """Wait for all ranks to end well (None) or for the first to fail, whose number is returned after the others had their grace."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        failed = next((i for i, code in enumerate(codes) if code), None)
+        if failed is not None:
+            deadline = time.monotonic() + GRACE
+            while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
+                time.sleep(0.05)
+            return failed
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(0.05)
+
+
+def _kill(ranks: list[subprocess.Popen]) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.kill()
+        rank.wait()
+
+
+@contextlib.contextmanager
+def _forward_signals(ranks: list[subprocess.Popen]):
+    def forward(number: int, frame: object) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when the launcher is (Linux), so that no rank is left behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _log(logs: Path, rank: int) -> Path:
+    return logs / f"rank_{rank:05d}.log"

@@ -1,0 +1,110 @@
+"""The directory of one phase: it tells what ran, from what, on what, and how it went.
+
+    config.yaml        the resolved configuration
+    environment.json   one entry a start: git commit and diff, packages, versions, Slurm's variables, the command line
+    metrics.jsonl      one line a logged step, each step once, also after a resume
+    logs/ tokenizer/ checkpoints/
+    finished.json      once the phase is done
+
+Leaves out: checkpoints (`training/checkpoint.py`). Only rank 0 writes here.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from megatron_tower.config import REPOSITORY, Config, InputError, difference, typed
+
+MAY_CHANGE = ("run_dir", "cache", "parallel", "cluster", "eval", "recipe")  # a run may move, and go on with another layout
+SECRET = ("JWT", "TOKEN", "KEY", "PASSWORD", "SECRET")
+
+
+def check(cfg: Config) -> None:
+    """Raise InputError when the phase directory belongs to another configuration, in one sentence that names the keys."""
+    stored = cfg.phase_dir / "config.yaml"
+    if not stored.exists():
+        return
+    changed = difference(_relocatable(typed(OmegaConf.load(stored))), _relocatable(cfg), ignore=MAY_CHANGE)
+    if changed:
+        raise InputError(
+            f"{cfg.phase_dir} was made with another configuration ({', '.join(changed)}): go back to it or choose another run_dir"
+        )
+
+
+def open_phase(cfg: Config, step: int) -> None:
+    """Make or continue the phase directory at `step` (0: a fresh start): write the configuration, note this start, cut later metrics."""
+    cfg.phase_dir.mkdir(parents=True, exist_ok=True)
+    write_text(cfg.phase_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    environment = cfg.phase_dir / "environment.json"
+    starts = json.loads(environment.read_text()) if environment.exists() else []
+    write_text(environment, json.dumps([*starts, {"step": step, **_environment()}], indent=1))
+    metrics = cfg.phase_dir / "metrics.jsonl"
+    write_text(metrics, "".join(_lines_until(metrics, step)))
+
+
+def finish(phase_dir: Path, step: int) -> None:
+    """Mark the phase as done, after `step` updates."""
+    write_text(phase_dir / "finished.json", json.dumps({"step": step, "at": _now()}))
+
+
+def is_finished(phase_dir: Path) -> bool:
+    return (phase_dir / "finished.json").exists()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one stroke: a reader sees the old content or the new, also after a crash."""
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _relocatable(cfg: Config) -> Config:
+    """`cfg` with its run directory out of the paths that start there."""
+    return replace(
+        cfg, phase=replace(cfg.phase, start_from=cfg.phase.start_from.replace(cfg.run_dir, "<run_dir>")), data=replace(cfg.data, cache="")
+    )
+
+
+def _lines_until(metrics: Path, step: int) -> list[str]:
+    """Lines of the steps up to `step`; the rest was logged after the checkpoint that the run goes on from, or half-written."""
+    if not metrics.exists():
+        return []
+    whole = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [line for line in whole if json.loads(line)["step"] <= step]
+
+
+def _environment() -> dict[str, object]:
+    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {
+        "at": _now(),
+        "argv": sys.argv,
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "git": {"commit": _git("rev-parse", "HEAD"), "diff": _git("diff", "HEAD")},
+        "slurm": {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and not any(word in k for word in SECRET)},
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+def _git(*words: str) -> str | None:
+    """Output of git in the repository; None where the code is no git checkout."""
+    if not (REPOSITORY / ".git").exists():
+        return None
+    done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,120 @@
+"""Train one phase.
+
+    python -m megatron_tower.train phase=cpt model=tiny_gemma2 run_dir=runs/mine
+    python -m megatron_tower.train phase=sft model=tiny_gemma2 run_dir=runs/mine parallel=tp2      # starts its two ranks itself
+
+The same command goes on where an interrupted run stopped. SIGTERM, SIGUSR2 and Ctrl-C save a checkpoint and end with exit code 0; a phase
+is done when its directory holds finished.json. Leaves out: several phases in a row (`megatron_tower.recipe`), Slurm.
+"""
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_tower.config import Config, InputError, check_phase, entry_point
+from megatron_tower.runtime import cpu, distributed, progress, run_dir
+from megatron_tower.runtime.local import relaunch_if_needed
+
+if TYPE_CHECKING:
+    from megatron_tower.training.checkpoint import Checkpoint
+    from megatron_tower.training.trainer import Trainer
+
+
+@entry_point
+def main(cfg: Config) -> None:
+    check_phase(cfg)
+    run_dir.check(cfg)
+    if run_dir.is_finished(cfg.phase_dir):
+        print(f"{cfg.phase_dir} is finished")
+        return
+    cpu.install()
+    start = check_inputs(cfg)
+    if not relaunch_if_needed(cfg, "megatron_tower.train"):
+        train(cfg, start)
+
+
+def check_inputs(cfg: Config) -> "Path | Checkpoint":
+    """Where the weights come from: the phase's own checkpoint, else `phase.start_from`. InputError when anything is missing or broken."""
+    from megatron_tower.data import manifest
+    from megatron_tower.training import checkpoint
+
+    progress.check(cfg)
+    if distributed.is_rank_zero():
+        manifest.verify(Path(cfg.data.folder))
+    start = checkpoint.latest(cfg.phase_dir) or _start_from(cfg)
+    if isinstance(start, checkpoint.Checkpoint):
+        checkpoint.same_architecture(start, cfg.model)
+        if cfg.parallel.world_size > distributed.place().world_size:  # ranks are started next, and write logs: find out before
+            checkpoint.verify(start.path)
+    return start
+
+
+def train(cfg: Config, start: "Path | Checkpoint") -> None:
+    """Train the phase from `start`, as one of its `parallel.world_size` ranks."""
+    from megatron_tower.runtime.signals import StopSignal
+
+    distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
+    stop = StopSignal()
+    trainer = build(cfg, start)
+    if distributed.is_rank_zero():
+        run_dir.open_phase(cfg, trainer.state.step)
+        shutil.copytree(Path(cfg.data.folder) / "tokenizer", cfg.phase_dir / "tokenizer", dirs_exist_ok=True)
+        print(f"{cfg.phase.name}: steps {trainer.state.step + 1} to {trainer.steps}, from {getattr(start, 'path', start)}", flush=True)
+    signal = trainer.run(stop)
+    if distributed.is_rank_zero():
+        if signal:
+            print(f"{signal}: saved at step {trainer.state.step} of {trainer.steps}; the same command goes on from there", flush=True)
+        else:
+            run_dir.finish(cfg.phase_dir, trainer.state.step)
+    distributed.shutdown()
+
+
+def build(cfg: Config, start: "Path | Checkpoint") -> "Trainer":
+    """The trainer at `start`, on initialised ranks: the phase's own checkpoint brings the optimizer and the step, others weights only."""
+    from megatron_tower.data import build, tokenizer
+    from megatron_tower.models.build import build_chunks
+    from megatron_tower.models.hf import load_hf
+    from megatron_tower.training import checkpoint
+    from megatron_tower.training.state import TrainingState
+    from megatron_tower.training.trainer import Trainer
+
+    tokens = tokenizer.load(Path(cfg.data.folder) / "tokenizer")
+    steps = cfg.phase.train_steps or _steps(cfg, build.training_dataset(cfg, tokens, num_rows=1).rows_per_epoch)
+    dataset = build.training_dataset(cfg, tokens, num_rows=steps * cfg.phase.global_batch_size)
+    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision, recompute=cfg.phase.recompute)
+    resumed = isinstance(start, checkpoint.Checkpoint) and start.path.parent.parent == cfg.phase_dir
+    if not isinstance(start, checkpoint.Checkpoint):
+        load_hf(chunks, cfg.model, start)
+    elif not resumed:
+        checkpoint.load(start, TrainingState(chunks))
+    trainer = Trainer(cfg, chunks, dataset, steps)
+    if resumed:
+        checkpoint.load(start, trainer.state)
+    checkpoint.check_space(cfg.phase_dir, trainer.state)
+    return trainer
+
+
+def _start_from(cfg: Config) -> "Path | Checkpoint":
+    """The HF folder or the checkpoint that `phase.start_from` means."""
+    from megatron_tower.training import checkpoint
+
+    path = Path(cfg.phase.start_from)
+    if (path / "config.json").is_file():
+        return path
+    found = checkpoint.find(path)
+    if found is None:
+        raise InputError(
+            f"phase.start_from={path} is neither a Hugging Face folder nor a run with a checkpoint: "
+            "run what comes before, or give a folder that is there"
+        )
+    return found
+
+
+def _steps(cfg: Config, rows_per_epoch: int) -> int:
+    """Updates in `phase.epochs`; the last one is whole."""
+    return math.ceil(cfg.phase.epochs * rows_per_epoch / cfg.phase.global_batch_size)
+
+
+if __name__ == "__main__":
+    main()

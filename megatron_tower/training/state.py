@@ -1,0 +1,132 @@
+"""Model and optimizer as named tensors that don't depend on the layout of the ranks: what a checkpoint holds.
+
+Weights keep megatron-core's names; the optimizer's tensors are named after their weight:
+
+    optimizer.exp_avg.<weight>    optimizer.exp_avg_sq.<weight>    optimizer.param.<weight> (fp32 main weight; bf16 training only)
+
+The same names and shapes come out of a plain and of a distributed optimizer, so each resumes from the other, at any TP, PP and DP.
+Hyper-parameters and the update count are not state: the trainer knows them from the config and the step.
+Leaves out: random states (no step draws random numbers: there is no dropout, and sample order is a function of the seed and the index),
+Transformer Engine's `_extra_state` (pickled bytes: FP8 scales are found anew), mixtures of experts (several optimizers in a chain).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.transformer import MegatronModule
+from torch import Tensor
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class TrainingState:
+    """What training changes. `chunks`: this rank's parts of the model, one but for a virtual pipeline; `step`: updates made."""
+
+    chunks: list[MegatronModule | DistributedDataParallel]
+    optimizer: MegatronOptimizer | None = None
+    step: int = 0
+    samples: int = 0
+
+
+def sharded_model(chunks: list[MegatronModule | DistributedDataParallel]) -> dict[str, ShardedStateDict]:
+    """One sharded state dict a chunk, `_extra_state` left out."""
+    metadata = {
+        "singleton_local_shards": False,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    dicts = (unwrapped(chunk).sharded_state_dict(metadata=metadata) for chunk in chunks)
+    return {f"model{i}": {k: v for k, v in d.items() if not isinstance(v, ShardedObject)} for i, d in enumerate(dicts)}
+
+
+def load_model(chunks: list[MegatronModule | DistributedDataParallel], loaded: dict[str, dict[str, Tensor]]) -> None:
+    for i, chunk in enumerate(chunks):
+        missing, unexpected = unwrapped(chunk).load_state_dict(loaded[f"model{i}"], strict=False)
+        absent = [name for name in missing if not name.endswith("_extra_state")]
+        assert not absent and not unexpected, f"weights without a place or places without weights: {absent + unexpected}"
+
+
+def sharded_optimizer(state: TrainingState, model: dict[str, ShardedStateDict], loading: bool) -> dict[str, ShardedStateDict]:
+    """The optimizer's tensors, weight by weight, placed like the weights in `model`; when `loading`, places to load into."""
+    inner = _inner(state.optimizer)
+    places = {id(place.data): place for chunk in model.values() for place in chunk.values()}
+    if loading:
+        _start_moments(inner)
+    if isinstance(inner, DistributedOptimizer):  # shards of flat buffers, gathered into the shape of each weight
+        found = inner.sharded_param_state_fully_reshardable(model, is_loading=loading, metadata={})
+        tensors = {i: {k: t.data for k, t in of_weight.items()} for i, of_weight in found.items()}
+    else:
+        tensors = {
+            i: {"param": _main(weight)} | {moment: inner.optimizer.state[_main(weight)][moment] for moment in MOMENTS}
+            for i, weight in enumerate(_weights(state))
+        }
+    kept = ("param", *MOMENTS) if inner.config.bf16 else MOMENTS  # in fp32 the main weights are the weights
+    return {
+        str(i): {k: make_sharded_optimizer_tensor(places[id(weight)], tensors[i][k], f"optimizer.{k}") for k in kept}
+        for i, weight in enumerate(_weights(state))
+    }
+
+
+def load_optimizer(state: TrainingState, loaded: dict[str, dict[str, Tensor]]) -> None:
+    """Take over loaded moments (and main weights), after `load_model`; `state.step` updates were made."""
+    inner = _inner(state.optimizer)
+    tensors = {i: {"param": weight.detach()} | loaded[str(i)] for i, weight in enumerate(_weights(state))}
+    if isinstance(inner, DistributedOptimizer):
+        inner.load_parameter_state_from_fully_reshardable(tensors)
+    else:
+        for i, weight in enumerate(_weights(state)):
+            _main(weight).data.copy_(tensors[i]["param"])
+            for moment in MOMENTS:
+                inner.optimizer.state[_main(weight)][moment].copy_(tensors[i][moment])
+    _set_step(inner.optimizer, state.step)
+
+
+def bytes_per_weight(weight: Tensor) -> int:
+    """Bytes that a checkpoint takes for one number of a weight: itself, two fp32 moments, and the fp32 main weight if it is bf16."""
+    return weight.element_size() + 4 * (2 if weight.dtype == torch.float32 else 3)
+
+
+def unwrapped(chunk: MegatronModule | DistributedDataParallel) -> MegatronModule:
+    return chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
+
+
+def _inner(optimizer: MegatronOptimizer) -> MegatronOptimizer:
+    """The one optimizer of the chain; a second would be that of a mixture of experts."""
+    (inner,) = optimizer.chained_optimizers
+    return inner
+
+
+def _weights(state: TrainingState) -> list[Tensor]:
+    """Trained weights of this rank, in the order in which the optimizer keeps them."""
+    inner = _inner(state.optimizer)
+    if isinstance(inner, DistributedOptimizer):
+        return [weight for buffer in inner.buffers for weight in buffer.param_index_map]
+    return [weight for chunk in state.chunks for weight in chunk.parameters() if weight.requires_grad]
+
+
+def _main(weight: Tensor) -> Tensor:
+    """What a plain optimizer steps on: the fp32 copy of a bf16 weight, else the weight itself."""
+    return getattr(weight, "main_param", weight)
+
+
+def _start_moments(inner: MegatronOptimizer) -> None:
+    """Zero moments, as before the first update. No `step`: megatron-core would look for it among the loaded tensors."""
+    for group in inner.optimizer.param_groups:
+        for parameter in group["params"]:
+            inner.optimizer.state[parameter] = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+
+
+def _set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Tell Adam how many updates were made: PyTorch keeps a tensor of its own for each parameter, TE and Apex a number a group."""
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.AdamW):
+            for parameter in group["params"]:
+                optimizer.state[parameter]["step"] = torch.tensor(float(step))
+        else:
+            group["step"] = step

@@ -1,0 +1,36 @@
+"""Shared by all tests: the CPU bridge, a single rank with megatron-core's groups, and launches of several ranks."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from megatron_tower.runtime import cpu
+
+cpu.install()
+
+
+@pytest.fixture
+def single_rank() -> Iterator[None]:
+    """This process as the only rank, with a process group and megatron-core's parallel state; left as it was afterwards."""
+    from megatron_tower.config import ClusterConfig, ParallelConfig
+    from megatron_tower.runtime import distributed
+
+    distributed.initialize(ParallelConfig(name="single"), seed=1234, cluster=ClusterConfig(name="local"))
+    yield
+    distributed.shutdown()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., None]:
+    """`launch("tests.distributed.cases", world_size, *words)`: run a module as ranks of this machine; it must exit with 0."""
+    from megatron_tower.runtime.local import run_ranks
+
+    def run(module: str, world_size: int, *words: str) -> None:
+        code = run_ranks([module, *words], world_size, threads=1, logs=tmp_path / "logs")
+        assert code == 0, f"{module} on {world_size} ranks ended with {code}; its output is captured above"
+
+    return run

@@ -1,0 +1,53 @@
+"""The layout of the ranks does not show in the result: not from the start, and not when it changes at a checkpoint."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.curves import HALF, STEPS, curve
+
+FAMILIES = ("gemma2", "qwen2")
+TWO = ("tp2", "tp2_sp", "pp2", "pp2_virtual", "dp2", "dp2_distributed")
+FOUR = ("tp2pp2", "tp2dp2_distributed")
+CHANGES = ("tp2-pp2", "tp2-dp2", "tp2-dp2_distributed", "dp2_distributed-tp2", "dp2_distributed-pp2", "dp2_distributed-dp2_distributed")
+BF16 = ("dp2", "dp2-dp2", "dp2-dp2_distributed", "dp2_distributed-dp2_distributed")
+
+
+@pytest.fixture(scope="module")
+def curves(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[float]]:
+    """Losses of a case, all cases made in one launch of two ranks and one of four."""
+    from megatron_tower.runtime.local import run_ranks
+
+    here = {f"{family}:{layout}": curve(folder, f"{family}:{layout}") for family in FAMILIES for layout in ("single", "accumulated")}
+    two = [f"{family}:{layout}" for family in FAMILIES for layout in TWO]
+    two += [f"gemma2:{change}" for change in CHANGES] + [f"gemma2:{case}:bf16" for case in BF16]
+    four = [f"{family}:{layout}" for family in FAMILIES for layout in FOUR]
+    logs = tmp_path_factory.mktemp("logs")
+    for ranks, cases in ((2, two), (4, four)):
+        assert run_ranks(["tests.distributed.curves", str(folder), *cases], ranks, threads=1, logs=logs) == 0
+
+    def losses(case: str) -> list[float]:
+        return here.get(case) or json.loads((folder / "curves" / f"{case}.json").read_text())
+
+    return losses
+
+
+@pytest.mark.parametrize("layout", ["accumulated", *TWO, *FOUR])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layout_does_not_show(curves: Callable, family: str, layout: str) -> None:
+    alone = curves(f"{family}:single")
+    assert len(alone) == STEPS and alone[-1] < alone[0] - 1  # it learns, so equal curves mean something
+    assert curves(f"{family}:{layout}") == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_layout_may_change_at_a_checkpoint(curves: Callable, change: str) -> None:
+    assert curves(f"gemma2:{change}") == pytest.approx(curves("gemma2:single")[HALF:], abs=1e-5)
+
+
+@pytest.mark.parametrize("change", BF16[1:])
+def test_bf16_resumes_from_its_main_weights(curves: Callable, change: str) -> None:
+    """Rounding to bf16 at the checkpoint would show: the weights' update is far below their rounding."""
+    assert curves(f"gemma2:{change}:bf16") == curves("gemma2:dp2:bf16")[HALF:]

@@ -1,0 +1,105 @@
+"""Cases of generation that the parity test runs on one rank and on two, and what they are made of.
+
+As ranks: python -m tests.parity.generation_cases FOLDER, with FOLDER/<family> from `write_folders`; writes FOLDER/<layout>.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from megatron_tower.config import ClusterConfig, ModelConfig, ParallelConfig, PrecisionConfig
+
+NEW = 24
+STOP = 7
+FP32 = PrecisionConfig(name="fp32")
+PROMPT_LENGTHS = (3, 30, 11, 1, 30, 19, 2, 45)  # the window is 16 tokens
+GREEDY = {"max_new_tokens": NEW, "stop_ids": [], "pad_id": 0}
+CASES = {
+    "greedy": GREEDY,
+    "stopping": GREEDY | {"stop_ids": list(range(0, 96, 6))},
+    "sampled": GREEDY | {"temperature": 0.8, "top_p": 0.9, "seed": 3},
+    "small batches": GREEDY | {"temperature": 0.8, "top_p": 0.9, "seed": 3, "batch_size": 3},
+}
+
+
+def shape(family: str) -> ModelConfig:
+    """Four layers with every feature of the family."""
+    gemma = family == "gemma2"
+    return ModelConfig(
+        name=f"small_{family}",
+        family=family,
+        num_layers=4,
+        hidden_size=64,
+        ffn_hidden_size=96,
+        num_attention_heads=4,
+        num_query_groups=2,
+        kv_channels=16,
+        vocab_size=96,
+        max_position_embeddings=128,
+        tie_embeddings=gemma,
+        qkv_bias=not gemma,
+        attention_softcap=20.0 if gemma else None,
+        final_softcap=30.0 if gemma else None,
+        query_scale=24 if gemma else None,
+        sliding_window=16 if gemma else None,
+        window_layers=[0, 2] if gemma else [],
+    )
+
+
+def prompts() -> list[list[int]]:
+    """Rows of unequal length, some above the sliding window."""
+    return [[(row * 31 + token * 17 + token * token * row) % 96 for token in range(length)] for row, length in enumerate(PROMPT_LENGTHS)]
+
+
+def write_folder(family: str, folder: Path) -> Path:
+    """An HF folder whose every weight, biases and norms included, is random; small embeddings, so that the layers have a say."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from megatron_tower.models.families import family_of
+
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**family_of(family).to_hf(shape(family))))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.05 if "embed" in name else 0.3))
+    model.save_pretrained(folder)
+    return folder
+
+
+def load(family: str, folder: Path, parallel: ParallelConfig):
+    """The family's model with the weights of `folder` in this layout."""
+    from megatron_tower.models.build import build_chunks
+    from megatron_tower.models.hf import load_hf
+
+    chunks = build_chunks(shape(family), parallel, FP32)
+    load_hf(chunks, shape(family), folder)
+    return chunks[0]
+
+
+def run(family: str, folder: Path, parallel: ParallelConfig) -> dict[str, list[list[int]]]:
+    """Every case's answer, by name."""
+    from megatron_tower.rollout.generate import generate
+
+    model = load(family, folder, parallel)
+    return {name: generate(model, prompts(), **words) for name, words in CASES.items()}
+
+
+def main() -> None:
+    from megatron_tower.runtime import cpu, distributed
+
+    cpu.install()
+    folder = Path(sys.argv[1])
+    for parallel in (
+        ParallelConfig(name="tp2", tensor=2),
+        ParallelConfig(name="tp2_sp", tensor=2, sequence_parallel=True),
+        ParallelConfig(name="pp2", pipeline=2),
+    ):
+        distributed.initialize(parallel, seed=0, cluster=ClusterConfig(name="local"))
+        answers = {family: run(family, folder / family, parallel) for family in ("gemma2", "qwen2")}
+        (folder / f"{parallel.name}.{distributed.place().rank}.json").write_text(json.dumps(answers))
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Ranks of test_parity_models.py: python -m tests.parity.model_cases FOLDER LAYOUT..."""
+
+import sys
+from pathlib import Path
+
+from megatron_tower.runtime import cpu
+
+cpu.install()
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from safetensors.torch import load_file
+
+from megatron_tower.config import ClusterConfig, ParallelConfig, PrecisionConfig
+from megatron_tower.models.build import build_chunks
+from megatron_tower.models.forward import forward
+from megatron_tower.models.hf import load_hf, save_hf
+from megatron_tower.objectives import OBJECTIVES
+from megatron_tower.runtime import distributed
+from tests.parity import reference
+
+LAYOUTS = {
+    "single": {},
+    "tp2": {"tensor": 2},
+    "pp2": {"pipeline": 2},
+    "tp2_sp": {"tensor": 2, "sequence_parallel": True},
+    "pp2_vpp2": {"pipeline": 2, "virtual_pipeline": 2},
+    "tp2pp2": {"tensor": 2, "pipeline": 2},
+    "tp2pp2_sp": {"tensor": 2, "pipeline": 2, "sequence_parallel": True},
+}
+FP32 = PrecisionConfig(name="fp32")
+
+
+def check(folder: Path, name: str, layout: str, recompute: str = "none") -> None:
+    """One model at one layout: logits, loss and gradients against transformers, a round trip, and a checkpoint of the layout's shards."""
+    model, parallel = reference.MODELS[name], ParallelConfig(name=layout, **LAYOUTS[layout])
+    distributed.initialize(parallel, 1234, ClusterConfig(name="local"))
+    out = folder / f"{layout}-{recompute}"
+    for form, batch in reference.batches().items():
+        chunks = build_chunks(model, parallel, FP32, recompute=recompute)
+        load_hf(chunks, model, folder / "model")
+        expected = reference.read(folder, form)
+        logits, loss = run(chunks, batch)
+        where = f"{name} {layout} {form}"
+        if logits is not None:
+            gathered = [torch.empty_like(logits) for _ in range(parallel.tensor)]
+            dist.all_gather(gathered, logits, group=parallel_state.get_tensor_model_parallel_group())
+            close(torch.cat(gathered, -1), expected["logits"], 1e-4, f"{where}: logits")
+            close(loss, expected["loss"], 1e-3, f"{where}: loss")
+        save_hf(chunks, model, out / form, None)  # `run` has put the gradients where the weights were
+        if dist.get_rank() == 0:
+            for key, grad in load_file(out / form / "model.safetensors").items():
+                close(grad, expected[f"grad.{key}"], 1e-4, f"{where}: gradient of {key}")
+    round_trip(folder, model, parallel, out)
+
+
+def run(chunks: list, batch: object) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Forward and backward by Megatron's schedule; the mean loss's gradients overwrite the weights. Logits of the last stage, loss."""
+    seen, objective = [], OBJECTIVES["causal_lm"]()
+    config = chunks[0].config
+    config.finalize_model_grads_func = finalize_model_grads
+    wrapped = [DistributedDataParallel(config, DistributedDataParallelConfig(use_distributed_optimizer=False), c) for c in chunks]
+
+    def step(data: object, model: torch.nn.Module):
+        def loss(output: torch.Tensor):
+            terms = objective.loss(output, batch)
+            seen.extend([output.detach().contiguous(), terms.sum.detach()])
+            return terms.sum, terms.weight.int(), {}
+
+        return forward(model, batch), loss
+
+    packed = batch.cu_seqlens is not None
+    rows, length = (1, batch.tokens.numel()) if packed else batch.tokens.shape
+    for chunk in wrapped:
+        chunk.zero_grad_buffer()
+    interleaved = len(chunks) > 1
+    get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=[None] * len(chunks) if interleaved else None,
+        model=wrapped if interleaved else wrapped[0],
+        num_microbatches=2 if interleaved else 1,  # of the same batch: the mean is the same
+        seq_length=length,
+        micro_batch_size=rows,
+    )
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            parameter.data.copy_(parameter.main_grad)
+    return (seen[0], seen[1]) if seen else (None, None)
+
+
+def round_trip(folder: Path, model: object, parallel: ParallelConfig, out: Path) -> None:
+    """HF -> Megatron -> its own sharded checkpoint -> Megatron -> HF, bit for bit."""
+    chunks = build_chunks(model, parallel, FP32)
+    load_hf(chunks, model, folder / "model")
+    stored = out / "sharded"
+    if dist.get_rank() == 0:
+        stored.mkdir(parents=True)
+    dist.barrier()
+    dist_checkpointing.save(sharded(chunks), str(stored))
+    fresh = build_chunks(model, parallel, FP32)
+    loaded = dist_checkpointing.load(sharded(fresh), str(stored))
+    for i, chunk in enumerate(fresh):
+        chunk.load_state_dict({key.removeprefix(f"chunk{i}."): value for key, value in loaded.items() if key.startswith(f"chunk{i}.")})
+    save_hf(fresh, model, out / "again", None)
+    if dist.get_rank() == 0:
+        before, after = (load_file(path / "model.safetensors") for path in (folder / "model", out / "again"))
+        assert before.keys() == after.keys(), f"{out}: tensors {before.keys() ^ after.keys()}"
+        changed = [key for key in before if not torch.equal(before[key], after[key])]
+        assert not changed, f"{out}: a round trip changed {changed}"
+
+
+def sharded(chunks: list) -> dict:
+    return {f"chunk{i}.{key}": value for i, chunk in enumerate(chunks) for key, value in chunk.sharded_state_dict().items()}
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
+    worst = (found - expected).abs().max().item()
+    assert worst < tolerance, f"{what}: {worst:.2e} off, {tolerance} allowed"
+
+
+def main() -> None:
+    folder, *layouts = sys.argv[1:]
+    for layout in layouts:
+        for name in reference.MODELS:
+            check(Path(folder) / name, name, layout)
+
+
+if __name__ == "__main__":
+    main()

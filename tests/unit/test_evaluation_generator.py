@@ -1,0 +1,94 @@
+"""Likelihoods against transformers in float64, text by text; the same answers at every layout; n-gram models over indexed corpora."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from evaluation import baselines
+from megatron_tower.config import EvalConfig, ModelConfig
+from megatron_tower.data import corpora, tokenizer
+from megatron_tower.models.hf import random_hf
+from megatron_tower.runtime import distributed
+from tests.distributed import evaluation_cases as cases
+
+SHAPE = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2, "kv_channels": 8}
+FAMILIES = {
+    "gemma2": {"attention_softcap": 50.0, "final_softcap": 30.0, "sliding_window": 8, "window_layers": [0]},
+    "qwen2": {"qkv_bias": True, "tie_embeddings": False},
+}
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random model with a tokenizer, one a family."""
+    root = tmp_path_factory.mktemp("models")
+    for family, features in FAMILIES.items():
+        words = tokenizer.train(cases.TEXTS * 30, family, 320, root / "tokenizer" / family)
+        model = ModelConfig(
+            name=family, family=family, vocab_size=len(words), max_position_embeddings=CONTEXT, init_std=0.2, **SHAPE, **features
+        )
+        random_hf(model, root / family, root / "tokenizer" / family, seed=5)
+    return {family: root / family for family in FAMILIES}
+
+
+def naive_bits(folder: Path, words: PreTrainedTokenizerFast, text: str) -> float:
+    """-log2 p of each token given those before it, one text at a time, in float64, in windows as long as the context."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").double().eval()
+    bos = [] if words.bos_token_id is None else [words.bos_token_id]
+    ids = [*bos, *words.encode(text, add_special_tokens=False), words.eos_token_id]
+    bits = 0.0
+    for start in range(0, len(ids) - 1, CONTEXT):
+        window = torch.tensor([ids[start : start + CONTEXT + 1]])
+        with torch.no_grad():
+            logprobs = model(window[:, :-1]).logits[0].log_softmax(-1)
+        bits -= sum(float(logprobs[t, window[0, t + 1]]) for t in range(window.shape[1] - 1)) / math.log(2)
+    return bits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_likelihood_equals_a_naive_computation(family: str, folders: dict[str, Path], single_rank: None) -> None:
+    words = tokenizer.load(folders[family])
+    found = cases.answers(folders[family], "single", chat=False)
+    assert found["bits"] == pytest.approx([naive_bits(folders[family], words, text) for text in cases.TEXTS], rel=1e-5)
+    first = 0 if words.bos_token_id is not None else 1
+    lengths = [len(words.encode(text, add_special_tokens=False)) + 1 - first for text in cases.TEXTS]
+    assert found["tokens"] == lengths and max(lengths) > CONTEXT  # the longest takes two windows
+    assert not any("\n" in output for output in found["outputs"])
+
+
+def test_every_layout_gives_the_same(folders: dict[str, Path], launch: Callable[..., None], single_rank: None) -> None:
+    folder = folders["gemma2"]
+    (folder / "expected.json").write_text(json.dumps(cases.answers(folder, "single", chat=True)))
+    distributed.shutdown()
+    launch("tests.distributed.evaluation_cases", 2, str(folder), "tp2", "pp2", "dp2", "tp2_sp")
+
+
+def test_ngram_models_read_the_corpus_and_are_kept(folders: dict[str, Path], tmp_path: Path) -> None:
+    words = tokenizer.load(folders["gemma2"])
+    data = tmp_path / "data"
+    (data / "cpt").mkdir(parents=True)
+    corpora.write(data / "cpt" / "monolingual", ["a red house", "a red door"], words)
+    corpora.write(data / "cpt" / "parallel", ["house: Haus"], words)
+    words.save_pretrained(data / "tokenizer")
+    (data / "held_out").mkdir()
+    rows = [{"locale": "en", "text": "a red house"}, {"locale": "de_DE", "text": "Haus"}]
+    (data / "held_out" / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = EvalConfig(name="test")
+    found = baselines.bits_per_byte(data, "sha", cfg, tmp_path / "ngrams.json")
+    documents = [words.encode(text, add_special_tokens=False) for text in ("a red house", "a red door", "house: Haus")]
+    counts = np.bincount([t for d in documents for t in [*d, words.eos_token_id]], minlength=len(words))
+    once, twice = (counts == 1).sum(), (counts == 2).sum()
+    discount = once / (once + 2 * twice)
+    share = (np.maximum(counts - discount, 0) + discount * np.count_nonzero(counts) / len(words)) / counts.sum()
+    asked = [*documents[0], words.eos_token_id]
+    assert found["unigram"]["en"] == pytest.approx(-np.log2(share[asked]).sum() / len("a red house"))
+    assert found["trigram"]["en"] < found["unigram"]["en"] and set(found["trigram"]) == {"en", "de_DE"}
+    (data / "held_out" / "text.jsonl").unlink()
+    assert baselines.bits_per_byte(data, "sha", cfg, tmp_path / "ngrams.json") == found  # from the cache

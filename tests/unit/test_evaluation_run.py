@@ -1,0 +1,198 @@
+"""The flow from held-out files to scores.json, with a stand-in for the checkpoint; what bad input says."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from evaluation import run
+from evaluation.held_out import choose, read
+from evaluation.tasks import TASKS
+from evaluation.tasks.task import Likelihood
+from megatron_tower.config import Config, InputError, load
+from megatron_tower.data import manifest
+
+TEXT = [{"locale": locale, "text": f"{word} {i}"} for locale, word in (("en", "morning"), ("de_DE", "Grüße")) for i in range(4)]
+PAIRS = [
+    ("en", "de_DE", "house", "Haus"),
+    ("en", "de_DE", "Monday", "Montag"),
+    ("de_DE", "en", "Haus", "house"),
+    ("de_DE", "en", "Montag", "Monday"),
+]
+TRANSLATION = [
+    {"kind": "noun" if "ou" in s + r else "day", "source_locale": a, "target_locale": b, "source": f"{s} {i}", "reference": f"{r} {i}"}
+    for i in range(3)
+    for a, b, s, r in PAIRS
+]
+GENERAL = [{"kind": "upper_case", "prompt": f"Write in capital letters: cat {i}", "answer": f"CAT {i}", "locale": "en"} for i in range(10)]
+
+
+class Words:
+    """Decodes to what it was given: enough of a tokenizer for the record of prompts."""
+
+    def decode(self, ids: list[str]) -> str:
+        return "".join(ids)
+
+
+class StandIn:
+    """Translates by a dictionary where it can, gets one general instruction in two right; 1 bit a byte. Notes what it was asked."""
+
+    tokenizer = Words()
+
+    def __init__(self, chat: bool = True) -> None:
+        self.chat = chat
+        self.asked: list[str] = []
+
+    def prompt(self, text: str) -> list[str]:
+        return ["<turn>", text] if self.chat else [text]
+
+    def generate(self, prompts: Sequence[str]) -> list[str]:
+        self.asked += prompts
+        answers = {f"{s} {i}": f"{r} {i}" for i in range(3) for _, _, s, r in PAIRS if s != "Montag"}
+        asked = [p.split(": ", 1)[1].split("\n")[0] if p.startswith("Write") else p.split("\n")[1].split(": ")[1] for p in prompts]
+        return [f" {'CAT' if int(a[-1]) % 2 else 'cat'} {a[-1]}" if a.startswith("cat") else answers.get(a, a) for a in asked]
+
+    def likelihood(self, texts: Sequence[str]) -> list[Likelihood]:
+        return [Likelihood(float(len(t.encode())), len(t.split())) for t in texts]
+
+
+def write_data(folder: Path) -> Path:
+    for name, rows in (("text", TEXT), ("translation", TRANSLATION), ("general", GENERAL)):
+        path = folder / "held_out" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    manifest.write(folder, {"sources": [{"name": "made up", "version": "1", "licence": "MIT", "sha256": "0" * 64}]})
+    return folder
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, list[StandIn]]:
+    """A config over made-up data and a folder that passes for a Hugging Face model; the stand-ins that were opened."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
+    data = write_data(tmp_path / "data")
+    opened: list[StandIn] = []
+    monkeypatch.setattr(run, "_open", lambda cfg, subject: opened.append(StandIn()) or opened[-1])
+    return load([f"eval.checkpoint={tmp_path / 'base'}", f"data.folder={data}", "eval.general=8"]), opened
+
+
+def scores(folder: Path) -> dict[tuple[str, str, str], float]:
+    found = json.loads((folder / "scores.json").read_text())["scores"]
+    return {(s["metric"], s["by"], s["group"]): s["value"] for s in found}
+
+
+def test_flow(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
+    cfg, opened = asked
+    run.evaluate(cfg)
+    folder = tmp_path / "base" / "evaluation"
+    found = scores(folder)
+    assert found["bits_per_byte", "all", "all"] == 1 and found["bits_per_byte", "locale", "de_DE"] == 1
+    assert found["chrf", "pair", "en->de_DE"] == 100 and found["bleu", "pair", "en->de_DE"] == 0  # two words have no 4-grams
+    assert found["exact_match", "pair", "de_DE->en"] == 50 and found["exact_match", "all", "all"] == 75
+    assert found["exact_match", "kind", "day"] == 50 and found["exact_match", "pair_kind", "de_DE->en day"] == 0
+    assert found["copied", "pair", "de_DE->en"] == 50 and found["copied", "direction", "en->xx"] == 0 == found["empty", "all", "all"]
+    assert found["chrf", "all", "all"] == pytest.approx((100 + found["chrf", "pair", "de_DE->en"]) / 2)
+    assert found["copy_chrf", "pair", "de_DE->en"] < found["chrf", "pair", "de_DE->en"] < 100
+    kept = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    assert [sum(row["task"] == task.name for row in kept) for task in TASKS] == [8, 12, 8]
+    right = [row["output"].strip() == row["answer"] for row in kept if row["task"] == "general"]
+    assert found["accuracy", "all", "all"] == 100 * sum(right) / 8
+    record = json.loads((folder / "scores.json").read_text())
+    assert record["items"] == {"text": 8, "translation": 12, "general": 8}
+    assert (
+        record["prompts"]["translation"]["example"].startswith("<turn>Translate the following")
+        and "{source}" in record["prompts"]["translation"]["example"]
+    )
+    assert any("nw:2" in s["signature"] for s in record["scores"]) and any("tok:13a" in s["signature"] for s in record["scores"])
+    assert set(record["seconds"]) == {"open", "text", "translation", "general"}
+    assert sorted(path.name for path in folder.iterdir()) == ["generations.jsonl", "scores.json"]
+    assert any("German source text" in prompt for prompt in opened[0].asked)
+
+
+def test_done_once_for_the_same_checkpoint_data_and_settings(
+    asked: tuple[Config, list[StandIn]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cfg, opened = asked
+    run.evaluate(cfg)
+    run.evaluate(cfg)
+    assert len(opened) == 1 and "already holds" in capsys.readouterr().out
+    cfg.eval.general = 5
+    run.evaluate(cfg)
+    assert len(opened) == 2
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"other weights")
+    run.evaluate(cfg)
+    assert len(opened) == 3
+    write_data(tmp_path / "data")  # the same again
+    run.evaluate(cfg)
+    assert len(opened) == 3
+
+
+def test_output_goes_where_it_is_told(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
+    cfg, _ = asked
+    cfg.eval.output = str(tmp_path / "elsewhere")
+    run.evaluate(cfg)
+    assert (tmp_path / "elsewhere" / "scores.json").is_file() and not (tmp_path / "base" / "evaluation").exists()
+
+
+def test_a_model_that_has_seen_no_chats_goes_on_with_text() -> None:
+    stand_in = StandIn(chat=False)
+    rows = {task.name: {"text": TEXT, "translation": TRANSLATION, "general": GENERAL}[task.name][:1] for task in TASKS}
+    prompts = {task.name: task.prompt(rows[task.name][0], stand_in.chat) for task in TASKS}
+    assert prompts["text"] is None
+    assert prompts["translation"].endswith("\nGerman:") and prompts["general"] == "Question: Write in capital letters: cat 0\nAnswer:"
+
+
+def test_items_do_not_depend_on_the_files_order() -> None:
+    chosen = choose(TRANSLATION, lambda row: row["source_locale"], 2)
+    assert len(chosen) == 4 and chosen == choose(TRANSLATION[::-1], lambda row: row["source_locale"], 2)
+    assert len(choose(TRANSLATION, lambda row: row["source_locale"], 0)) == len(TRANSLATION)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{not json", "text.jsonl:9: not a JSON object"),
+        ("[1, 2]", "text.jsonl:9: a JSON list"),
+        ('{"locale": "en"}', 'text.jsonl:9: "text" must be a non-empty string'),
+        ('{"locale": "en", "text": "  "}', 'text.jsonl:9: "text" must be a non-empty string'),
+        ('{"locale": 7, "text": "a"}', 'text.jsonl:9: "locale" must be a non-empty string'),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: str, says: str) -> None:
+    path = write_data(tmp_path) / "held_out" / "text.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=says.replace("[", r"\[")):
+        read(path, ("locale", "text"))
+
+
+def test_missing_empty_and_undecodable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"text\.jsonl is missing.*prepare_data"):
+        read(tmp_path / "text.jsonl", ("locale",))
+    (tmp_path / "text.jsonl").write_text("")
+    with pytest.raises(InputError, match="empty split"):
+        read(tmp_path / "text.jsonl", ("locale",))
+    (tmp_path / "text.jsonl").write_bytes(b'{"locale": "en"}\n\xff\n')
+    with pytest.raises(InputError, match="not UTF-8"):
+        read(tmp_path / "text.jsonl", ("locale",))
+
+
+def test_nothing_is_written_for_bad_input(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
+    cfg, opened = asked
+    held_out = tmp_path / "data" / "held_out" / "general.jsonl"
+    held_out.write_text(held_out.read_text() + "{broken\n")
+    with pytest.raises(InputError, match=r"general\.jsonl"):
+        run.evaluate(cfg)
+    manifest.write(tmp_path / "data", {"sources": []})
+    with pytest.raises(InputError, match=r"general\.jsonl:11"):
+        run.evaluate(cfg)
+    held_out.unlink()
+    manifest.write(tmp_path / "data", {"sources": []})
+    with pytest.raises(InputError, match="is missing"):
+        run.evaluate(cfg)
+    cfg.eval.checkpoint = str(tmp_path / "nowhere")
+    write_data(tmp_path / "data")
+    with pytest.raises(InputError, match="nowhere"):
+        run.evaluate(cfg)
+    assert not opened and not (tmp_path / "base" / "evaluation").exists()
