@@ -106,21 +106,22 @@ def _against(found: Estimate, yardstick: float, name: str) -> str:
 def not_learnt(story: Story, ngrams: dict[str, dict[str, float]]) -> list[str]:
     """Pairs whose last translation isn't above the untranslated source, locales whose text isn't better predicted than by frequencies."""
     last = story.stages[-1]
-    sentences = []
+    pairs, locales = [], []
     for pair in story.groups("translation", "chrf", "pair"):
         found, copied = last.get("translation", "chrf", "pair", pair), last.get("translation", "copy_chrf", "pair", pair)
         if found and copied and found.low <= copied.value:
-            sentences.append(
-                f"{pair} was not learnt: after {last.title}, chrF++ {found.value:.1f} [{found.low:.1f}, {found.high:.1f}] "
-                f"is not above the {copied.value:.1f} that the untranslated source gets."
-            )
+            pairs.append(f"{pair} ({found.value:.1f} [{found.low:.1f}, {found.high:.1f}] beside {copied.value:.1f})")
     for locale, yardstick in ngrams["unigram"].items():
         found = last.get("text", "bits_per_byte", "locale", locale)
         if found and found.high >= yardstick:
-            sentences.append(
-                f"{locale} text was not learnt: after {last.title}, {found.value:.2f} bits per byte are not below the unigram model's "
-                f"{yardstick:.2f}."
-            )
+            locales.append(f"{locale} ({found.value:.2f} [{found.low:.2f}, {found.high:.2f}] beside {yardstick:.2f})")
+    sentences = []
+    if pairs:
+        sentences.append(
+            f"Translation not learnt, chrF++ after {last.title} not above that of the untranslated source: {', '.join(pairs)}."
+        )
+    if locales:
+        sentences.append(f"Text not learnt, bits per byte after {last.title} not below the unigram model's: {', '.join(locales)}.")
     return sentences
 
 

@@ -34,7 +34,7 @@ def write(run_dir: Path, stages: list[str]) -> Path:
     """Write report.html, report.md and figures/ into run_dir; returns the page's path. Raises InputError before writing anything."""
     story = read(run_dir, stages)
     first = story.stages[0].scores
-    asked = EvalConfig(**first["eval"])
+    asked = EvalConfig(name=first["settings"]["name"], text_per_locale=first["settings"]["text_per_locale"])
     ngrams = bits_per_byte(story.data_folder, first["data"]["manifest_sha256"], asked, run_dir / "ngrams.json")
     facts = _facts(story, ngrams)
     templates = Environment(
@@ -79,8 +79,8 @@ def _facts(story: Story, ngrams: dict[str, dict[str, float]]) -> dict[str, Any]:
         "right": list(_samples(story, right=True)),
         "wrong": list(_samples(story, right=False)),
         "title": f"Report of {story.run_dir.resolve().name}",
-        "subtitle": f"{' → '.join(s.title for s in story.stages)} on {_counted(story.stages[0].scores['items'])} held out from training.",
-        "confidence": f"{100 * story.stages[0].scores['eval']['confidence']:g}",
+        "subtitle": _subtitle(story),
+        "confidence": f"{100 * story.stages[0].scores['settings']['confidence']:g}",
         "translation_metrics": (("chrf", "chrF++", 1), ("bleu", "BLEU", 1), ("exact_match", "exact match, %", 1)),
         "translation_rows": [(by, group) for by in ("pair", "direction", "all") for group in story.groups("translation", "chrf", by)],
         "faults": (("empty", "empty"), ("copied", "source copied"), ("wrong_language", "wrong language")),
@@ -94,7 +94,7 @@ def _facts(story: Story, ngrams: dict[str, dict[str, float]]) -> dict[str, Any]:
 def _method(story: Story) -> list[str]:
     """How the figures came about, from what scores.json recorded."""
     first = story.stages[0].scores
-    asked = first["eval"]
+    asked = first["settings"]
     prompts = ", ".join(f"{s.title}: {s.scores['decoding']['prompts']}" for s in story.stages)
     signatures = sorted({s["signature"] for s in first["scores"] if s["signature"] and s["by"] == "pair"})
     return [
@@ -128,8 +128,12 @@ def _time(stage: Stage) -> dict[str, str]:
     }
 
 
-def _counted(items: dict[str, int]) -> str:
-    return f"{items['text']:,} texts, {items['translation']:,} translations and {items['general']:,} instructions"
+def _subtitle(story: Story) -> str:
+    model, items = story.stages[-1].scores["model"], story.stages[0].scores["items"]
+    return (
+        f"{' → '.join(s.title for s in story.stages)} of {model['name']} ({model['parameters'] / 1e6:,.1f}M parameters), "
+        f"on {items['text']:,} texts, {items['translation']:,} translations and {items['general']:,} instructions held out from training."
+    )
 
 
 def _show(estimate: Estimate | None, digits: int) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -25,6 +25,13 @@ from evaluation.tasks.task import Answer, Generator, Score
 from megatron_tower.config import Config, InputError, entry_point
 from megatron_tower.runtime import cpu
 from megatron_tower.runtime.run_dir import write_text
+
+if TYPE_CHECKING:
+    from evaluation.generator import MegatronGenerator
+    from megatron_tower.config import ModelConfig
+
+VERSION = 1  # of tasks and metrics; raised when the same answers would score otherwise
+HASHED_WHOLE = 256 << 20  # bytes; of a larger file the ends, for hashing 140 GB takes longer than loading them
 
 
 @dataclass(frozen=True)
@@ -38,53 +45,86 @@ class Subject:
     step: int | None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A checked evaluation. asked: task -> chosen rows; key: tells checkpoint, data and settings from any other."""
+
+    subject: Subject
+    asked: dict[str, list[Row]]
+    settings: dict[str, Any]
+    data_sha256: str
+    output: Path
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps([self.subject.sha256, self.data_sha256, self.settings], sort_keys=True).encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        path = self.output / "scores.json"
+        if not path.is_file():
+            return False
+        try:
+            return json.loads(path.read_text(encoding="utf-8")).get("key") == self.key
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}): remove it") from error
+
+
 @entry_point
 def main(cfg: Config) -> None:
+    cpu.install()
     from megatron_tower.runtime.local import relaunch_if_needed
+
+    plan = check(cfg)
+    if plan.is_done():
+        print(f"{plan.output / 'scores.json'} already holds this checkpoint's scores on this data")
+    elif not relaunch_if_needed(cfg, "evaluation.run", plan.output / "logs"):
+        evaluate(cfg, plan)
+
+
+def check(cfg: Config) -> Plan:
+    """Read all that is needed but the weights. Raises InputError for anything missing, malformed or empty."""
+    from megatron_tower.data import manifest
 
     if not cfg.eval.checkpoint:
         raise InputError("eval.checkpoint is not set: name a run directory, one of its checkpoints or a Hugging Face folder")
-    if not relaunch_if_needed(cfg, "evaluation.run"):
-        evaluate(cfg)
-
-
-def evaluate(cfg: Config) -> None:
-    """Score cfg.eval.checkpoint on this rank's part of the layout; rank 0 writes. Raises InputError before anything is loaded."""
-    cpu.install()
-    from megatron_tower.data import manifest
-    from megatron_tower.runtime import distributed
-
     data, path = Path(cfg.data.folder), Path(cfg.eval.checkpoint)
-    output = Path(cfg.eval.output) if cfg.eval.output else path / "evaluation"
     manifest.verify(data)
-    asked = {task.name: task.choose(read(data / "held_out" / f"{task.name}.jsonl", task.fields), cfg.eval) for task in TASKS}
-    subject = identify(path)
-    settings = {key: value for key, value in asdict(cfg.eval).items() if key not in ("checkpoint", "output")}
-    data_sha256 = _sha256([data / "manifest.json"])
-    key = hashlib.sha256(json.dumps([subject.sha256, data_sha256, settings, cfg.seed], sort_keys=True).encode()).hexdigest()
-    if _is_done(output / "scores.json", key):
-        if distributed.is_rank_zero():
-            print(f"{output / 'scores.json'} already holds this checkpoint's scores on this data")
-        return
+    return Plan(
+        identify(path),
+        {task.name: task.choose(read(data / "held_out" / f"{task.name}.jsonl", task.fields), cfg.eval) for task in TASKS},
+        {key: value for key, value in asdict(cfg.eval).items() if key not in ("checkpoint", "output", "batch_size")}
+        | {"seed": cfg.seed, "version": VERSION},
+        _sha256([data / "manifest.json"]),
+        Path(cfg.eval.output) if cfg.eval.output else path / "evaluation",
+    )
+
+
+def evaluate(cfg: Config, plan: Plan) -> None:
+    """Score the checkpoint as one of the layout's ranks; rank 0 writes."""
+    from megatron_tower.runtime import distributed
+    from megatron_tower.training.throughput import parameters
+
     began = time.monotonic()
-    generator = _open(cfg, subject)
+    generator, model = _open(cfg, plan.subject)
     seconds = {"open": time.monotonic() - began}
-    scores, prompts, lines = score_tasks(generator, asked, Resampling(cfg.eval.bootstrap_samples, cfg.eval.confidence, cfg.seed), seconds)
+    how = Resampling(cfg.eval.bootstrap_samples, cfg.eval.confidence, cfg.seed)
+    scores, prompts, lines = score_tasks(generator, plan.asked, how, seconds)
     result = {
-        "key": key,
-        "checkpoint": asdict(subject),
-        "data": {"folder": cfg.data.folder, "manifest_sha256": data_sha256},
-        "eval": settings,
+        "key": plan.key,
+        "checkpoint": asdict(plan.subject),
+        "model": {"name": model.name, "family": model.family, "parameters": parameters(model)},
+        "data": {"folder": cfg.data.folder, "manifest_sha256": plan.data_sha256},
+        "settings": plan.settings,
         "decoding": {"method": "greedy", "max_new_tokens": cfg.eval.max_new_tokens, "prompts": "chat" if generator.chat else "plain text"},
         "layout": asdict(cfg.parallel),
         "prompts": {name: _described(generator, text) for name, text in prompts.items()},
-        "items": {name: len(rows) for name, rows in asked.items()},
+        "items": {name: len(rows) for name, rows in plan.asked.items()},
         "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
         "scores": [_flat(score) for score in scores],
     }
     if distributed.is_rank_zero():
-        _write(output, result, lines)
-        print(f"{output / 'scores.json'} ({sum(seconds.values()):.0f} s)")
+        _write(plan.output, result, lines)
+        print(f"{plan.output / 'scores.json'} ({sum(seconds.values()):.0f} s)")
     distributed.shutdown()
 
 
@@ -120,30 +160,20 @@ def identify(path: Path) -> Subject:
     return Subject(str(path), _sha256([found.path / "manifest.json"]), OmegaConf.load(config).phase.name, found.step)
 
 
-def _open(cfg: Config, subject: Subject) -> Any:
+def _open(cfg: Config, subject: Subject) -> "tuple[MegatronGenerator, ModelConfig]":
     """The checkpoint on this rank, ready to answer. A CPT phase has seen no chats, whatever template its tokenizer carries."""
     from evaluation.generator import MegatronGenerator
     from megatron_tower.runtime import distributed
     from megatron_tower.training.checkpoint import open_for_inference
 
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
-    model, tokenizer, _ = open_for_inference(Path(subject.path), cfg.parallel, cfg.precision)
-    return MegatronGenerator(model, tokenizer, subject.phase != "cpt" and tokenizer.chat_template is not None, cfg.eval)
+    model, tokenizer, shape = open_for_inference(Path(subject.path), cfg.parallel, cfg.precision)
+    return MegatronGenerator(model, tokenizer, subject.phase != "cpt" and tokenizer.chat_template is not None, cfg.eval), shape
 
 
-def _described(generator: Any, example: str) -> dict[str, str]:
+def _described(generator: "MegatronGenerator", example: str) -> dict[str, str]:
     text = generator.tokenizer.decode(generator.prompt(example))
     return {"example": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _is_done(path: Path, key: str) -> bool:
-    """Whether `path` holds the scores of this checkpoint, data and settings."""
-    if not path.is_file():
-        return False
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("key") == key
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}): remove it") from error
 
 
 def _flat(score: Score) -> dict[str, Any]:
@@ -160,13 +190,17 @@ def _write(folder: Path, result: dict[str, Any], lines: Sequence[Answer]) -> Non
 
 
 def _sha256(files: Sequence[Path]) -> str:
-    """Of the files' names and bytes, streamed."""
-    digest = hashlib.sha256()
+    """Of the files' names, sizes and bytes; of a large file's first and last MiB."""
+    digest, block = hashlib.sha256(), 1 << 20
     for file in files:
-        digest.update(file.name.encode())
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
+            if size > HASHED_WHOLE:
+                digest.update(stream.read(block))
+                stream.seek(-block, 2)
+            while part := stream.read(block):
+                digest.update(part)
     return digest.hexdigest()
 
 

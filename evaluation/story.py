@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from evaluation.metrics.bootstrap import Estimate
 from megatron_tower.config import InputError
 
+RECORDED = {"model", "data", "settings", "decoding", "prompts", "items", "seconds", "scores"}
 TITLES = {"base": "Base", "cpt": "CPT", "sft": "SFT"}
 
 
@@ -70,7 +71,7 @@ def read(run_dir: Path, names: list[str]) -> Story:
             f"run python -m evaluation.run eval.checkpoint={run_dir}/<stage> first"
         )
     stages = [_stage(run_dir / name) for name in present]
-    for part, of in (("data", lambda s: s.scores["data"]["manifest_sha256"]), ("settings", lambda s: s.scores["eval"])):
+    for part, of in (("data", lambda s: s.scores["data"]["manifest_sha256"]), ("settings", lambda s: s.scores["settings"])):
         for stage in stages[1:]:
             if of(stage) != of(stages[0]):
                 raise InputError(
@@ -83,10 +84,13 @@ def read(run_dir: Path, names: list[str]) -> Story:
 
 def _stage(folder: Path) -> Stage:
     evaluation = folder / "evaluation"
+    scores = _json(evaluation / "scores.json")
+    if missing := RECORDED - scores.keys():
+        raise InputError(f"{evaluation / 'scores.json'} lacks {', '.join(sorted(missing))}: remove it and run evaluation.run again")
     curve, config = folder / "metrics.jsonl", folder / "config.yaml"
     return Stage(
         folder.name,
-        _json(evaluation / "scores.json"),
+        scores,
         list(_lines(evaluation / "generations.jsonl")),
         [row for row in _lines(curve) if "loss" in row] if curve.is_file() else [],
         config.read_text() if config.is_file() else "",

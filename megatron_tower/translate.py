@@ -7,12 +7,13 @@ Under torchrun or srun the model is split over all ranks by tensor parallelism.
 
 import argparse
 import sys
+from pathlib import Path
 
 from megatron_tower.config import ClusterConfig, InputError, ParallelConfig, PrecisionConfig
 from megatron_tower.data.locales import find
 
 
-def translate(checkpoint: str, source: str, target: str, sentences: list[str], max_new_tokens: int) -> list[str]:
+def translate(checkpoint: Path, source: str, target: str, sentences: list[str], max_new_tokens: int) -> list[str]:
     """One translation a sentence (none for a blank one), from locale `source` to `target`; every rank gets the same.
 
     Raises InputError when the checkpoint can't be opened or a sentence exceeds the model's context.
@@ -46,7 +47,7 @@ def translate(checkpoint: str, source: str, target: str, sentences: list[str], m
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m megatron_tower.translate", description="Translate with a trained checkpoint.")
     parser.add_argument("sentences", nargs="*", help="text to translate; without any, each line of standard input")
-    parser.add_argument("--checkpoint", required=True, help="a run directory, one of its checkpoints or a Hugging Face folder")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="a run directory, one of its checkpoints or a Hugging Face folder")
     parser.add_argument("--to", required=True, help="target language: de, pt_BR, German")
     parser.add_argument("--from", dest="source", default="en", help="source language (default: en)")
     parser.add_argument("--max-new-tokens", type=int, default=256)

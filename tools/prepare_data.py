@@ -1,6 +1,6 @@
 """Make the data folder of a config: tokenizer, CPT corpora, SFT examples, held-out sets (megatron_tower/data/prepare.py).
 
-    python -m tools.prepare_data data=catalogues model=tiny_gemma2
+Run:  python -m tools.prepare_data data=catalogues model=tiny_gemma2
 """
 
 from megatron_tower.config import Config, entry_point

@@ -82,7 +82,9 @@ class _Part:
         tokens = int(self.documents.sequence_lengths.sum())
         self.rows_per_epoch = (tokens - 1) // seq_length  # Megatron leaves the rest of an epoch out
         if self.rows_per_epoch < 1:
-            raise InputError(f"{prefix}.bin holds {tokens} tokens, less than one row of phase.seq_length={seq_length}: prepare more, or shorten rows")
+            raise InputError(
+                f"{prefix}.bin holds {tokens} tokens, less than one row of phase.seq_length={seq_length}: prepare more, or shorten rows"
+            )
         self._epoch = lru_cache(maxsize=2)(self._build_epoch)
 
     def __len__(self) -> int:
@@ -111,7 +113,7 @@ class _Eod:
         self.unique_identifiers = {"eod": eod}
 
 
-def _gpt_config(eos_id: int, seq_length: int, seed: int):  # noqa: ANN202
+def _gpt_config(eos_id: int, seq_length: int, seed: int):
     """Megatron's config; without a `blend` it builds indices in memory. No loss at EOS, whose label is the next document's start."""
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 

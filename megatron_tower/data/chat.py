@@ -59,8 +59,8 @@ def encode(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> tuple[li
 
 
 def encode_all(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages]) -> list[tuple[list[int], list[int]]]:
-    """`encode` of many conversations in one call of the tokenizer."""
-    pieces = [(row, text, said) for row, messages in enumerate(conversations) for text, said in _pieces(tokenizer, messages)]
+    """`encode` of many conversations at once."""
+    pieces = _pieces(tokenizer, conversations)
     encoded: list[tuple[list[int], list[int]]] = [([], []) for _ in conversations]
     if pieces:
         for (row, _, said), ids in zip(pieces, tokenizer([p[1] for p in pieces], add_special_tokens=False)["input_ids"], strict=True):
@@ -71,7 +71,7 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Mes
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", user_text: str) -> list[int]:
     """One user turn, ready for the model's answer."""
-    text = _render(tokenizer, [{"role": "user", "content": user_text}], open_turn=True)
+    [text] = _render(tokenizer, [[{"role": "user", "content": user_text}]], open_turn=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -89,21 +89,28 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
     raise InputError(f"tokenizer {tokenizer.name_or_path} has no end-of-turn token: use that of one of the families {', '.join(FORMATS)}")
 
 
-def _pieces(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> list[tuple[str, int]]:
-    """The written conversation cut into (text, 1 if said by the model)."""
-    closing, done, pieces = end_of_turn(tokenizer), "", []
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            prompt, answered = _render(tokenizer, messages[:i], open_turn=True), _render(tokenizer, messages[: i + 1], open_turn=False)
-            if not (prompt.startswith(done) and answered.startswith(prompt) and closing in answered[len(prompt) :]):
-                raise InputError(f"the chat template of {tokenizer.name_or_path} rewrites earlier turns or never closes one: use the family's own")
-            end = answered.rindex(closing) + len(closing)
-            pieces += [(prompt[len(done) :], 0), (answered[len(prompt) : end], 1)]
-            done = answered[:end]
-    if not pieces:
+def _pieces(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages]) -> list[tuple[int, str, int]]:
+    """The written conversations cut into (which of them, text, 1 if said by the model)."""
+    closing = end_of_turn(tokenizer)
+    answers = [
+        (row, i) for row, messages in enumerate(conversations) for i, message in enumerate(messages) if message["role"] == "assistant"
+    ]
+    if {row for row, _ in answers} != set(range(len(conversations))):
         raise InputError("a conversation has no assistant turn: there is nothing to learn from it")
+    prompts = _render(tokenizer, [conversations[row][:i] for row, i in answers], open_turn=True)
+    answered = _render(tokenizer, [conversations[row][: i + 1] for row, i in answers], open_turn=False)
+    pieces, done = [], [""] * len(conversations)
+    for (row, _), prompt, whole in zip(answers, prompts, answered, strict=True):
+        if not (prompt.startswith(done[row]) and whole.startswith(prompt) and closing in whole[len(prompt) :]):
+            raise InputError(
+                f"the chat template of {tokenizer.name_or_path} rewrites earlier turns or never closes one: use the family's own"
+            )
+        end = whole.rindex(closing) + len(closing)
+        pieces += [(row, prompt[len(done[row]) :], 0), (row, whole[len(prompt) : end], 1)]
+        done[row] = whole[:end]
     return pieces
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: Messages, open_turn: bool) -> str:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=open_turn)
+def _render(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages], open_turn: bool) -> list[str]:
+    written = [list(messages) for messages in conversations]
+    return tokenizer.apply_chat_template(written, tokenize=False, add_generation_prompt=open_turn) if written else []

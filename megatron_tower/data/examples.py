@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """task: `translation` (anything about a translation) or `general`. kind: which of them. locale: the language learnt, `en` if general."""
+    """task: `translation` (anything about a translation) or `general`. kind: which of them. locale: the language learnt."""
 
     prompt: str
     answer: str

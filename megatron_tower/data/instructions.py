@@ -12,13 +12,15 @@ from megatron_tower.config import InputError
 from megatron_tower.data.examples import Example
 from megatron_tower.data.split import is_held_out
 
-# Common, of different lengths, no two alike in their first three letters' order.
-_WORDS = (
-    "ant apple bear bird blue boat bread bridge candle castle chair cloud cow desert dog door elephant engine fish flower forest "
-    "garden glass green hat honey horse house island key lamp lemon lion milk mirror monkey moon mountain night ocean orange paper "
-    "pencil piano queen rain red river rose salt sea shadow silver snow star stone summer sun table tiger tree umbrella village water "
-    "window winter wolf yellow"
-).split()
+# fmt: off
+_WORDS = [  # common, of different lengths
+    "ant", "apple", "bear", "bird", "blue", "boat", "bread", "bridge", "candle", "castle", "chair", "cloud", "cow", "desert",
+    "dog", "door", "elephant", "engine", "fish", "flower", "forest", "garden", "glass", "green", "hat", "honey", "horse", "house",
+    "island", "key", "lamp", "lemon", "lion", "milk", "mirror", "monkey", "moon", "mountain", "night", "ocean", "orange", "paper",
+    "pencil", "piano", "queen", "rain", "red", "river", "rose", "salt", "sea", "shadow", "silver", "snow", "star", "stone",
+    "summer", "sun", "table", "tiger", "tree", "umbrella", "village", "water", "window", "winter", "wolf", "yellow",
+]
+# fmt: on
 
 Task = tuple[str, str, str]  # what it is asked about, the instruction, the answer
 

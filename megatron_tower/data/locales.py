@@ -71,7 +71,11 @@ def locale(code: str) -> Locale:
 def find(word: str) -> Locale:
     """The locale a person means by `de`, `de_DE`, `de-DE` or `German`: the exact code first, else the first row that fits."""
     wanted = word.replace("-", "_").casefold()
-    for names in (lambda r: (r.code,), lambda r: (r.english,), lambda r: (r.code.split("_")[0], r.cldr, r.cldr.split("_")[0], r.english.split(" (")[0])):
+    for names in (
+        lambda r: (r.code,),
+        lambda r: (r.english,),
+        lambda r: (r.code.split("_")[0], r.cldr, r.cldr.split("_")[0], r.english.split(" (")[0]),
+    ):
         for row in _ROWS:
             if wanted in (name.casefold() for name in names(row)):
                 return row

@@ -138,5 +138,8 @@ def packed_chats(path: Path, tokenizer: "PreTrainedTokenizerBase", seq_length: i
     if not packed.examples:
         raise InputError(f"{path}: none of its {len(conversations)} examples fits phase.seq_length={seq_length}; raise it")
     if packed.dropped:
-        print(f"{path}: {packed.dropped} of {len(conversations)} examples are longer than phase.seq_length={seq_length} and are left out", flush=True)
+        print(
+            f"{path}: {packed.dropped} of {len(conversations)} examples are longer than phase.seq_length={seq_length} and are left out",
+            flush=True,
+        )
     return packed

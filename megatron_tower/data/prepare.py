@@ -48,7 +48,7 @@ def prepare(cfg: Config) -> Path:
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         facts = _write(partial, cfg)
-        manifest.write(partial, {"format": FORMAT, "settings": settings, **facts})
+        manifest.write(partial, {"settings": settings, **facts})
         partial.chmod(0o755)
         try:
             os.rename(partial, folder)
@@ -62,25 +62,24 @@ def prepare(cfg: Config) -> Path:
 
 
 def _settings(cfg: Config) -> dict:
-    """All that decides the bytes of the folder."""
-    data = {name: value for name, value in asdict(cfg.data).items() if name not in ("folder", "cache", "name")}
-    origin = None
+    """All that decides the bytes of the folder, by the name of its config key."""
+    settings = {f"data.{name}": value for name, value in asdict(cfg.data).items() if name not in ("folder", "cache", "name")}
+    own = None
     if cfg.model.hf_folder:
         path = Path(cfg.model.hf_folder) / "tokenizer.json"
         if not path.is_file():
             raise InputError(f"model.hf_folder={cfg.model.hf_folder} holds no tokenizer.json: download the model's tokenizer files into it")
-        origin = sources.sha256(path)
-    return {"data": data, "family": cfg.model.family, "tokenizer": origin}
+        own = sources.sha256(path)
+    return {**settings, "model.family": cfg.model.family, "model.hf_folder": own, "format": FORMAT}
 
 
 def _is_finished(folder: Path, settings: dict) -> bool:
     if not folder.exists():
         return False
-    facts = manifest.verify(folder)
-    if facts.get("format") != FORMAT or facts.get("settings") != json.loads(json.dumps(settings)):
-        old, new = facts.get("settings", {}), json.loads(json.dumps(settings))
-        flat = lambda s: {**s.get("data", {}), **{k: v for k, v in s.items() if k != "data"}}  # noqa: E731
-        changed = [k for k, v in flat(new).items() if flat(old).get(k) != v] or ["the format of the folder"]
+    if not (folder / manifest.NAME).is_file():
+        raise InputError(f"{folder} exists but was not made by prepare_data: move it away, or give another data.folder")
+    found = manifest.verify(folder).get("settings", {})
+    if changed := [name for name, value in settings.items() if found.get(name) != value]:
         raise InputError(f"{folder} was prepared with other settings ({', '.join(changed)}): delete it, or give another data.folder")
     print(f"{folder} is ready (same settings, files verified)", flush=True)
     return True
@@ -94,8 +93,12 @@ def _check(data: DataConfig) -> None:
         (len(set(data.locales)) < len(data.locales), f"data.locales={data.locales} names one twice"),
         (not 0 < data.held_out < 1, f"data.held_out={data.held_out} must lie between 0 and 1"),
         (set(data.shares) != set(PARTS), f"data.shares={data.shares} must give a share to each of {', '.join(PARTS)}"),
-        (any(s < 0 for s in data.shares.values()) or abs(sum(data.shares.values()) - 1) > 1e-6, f"data.shares={data.shares} must add up to 1"),
+        (
+            any(s < 0 for s in data.shares.values()) or abs(sum(data.shares.values()) - 1) > 1e-6,
+            f"data.shares={data.shares} must add up to 1",
+        ),
         (data.sft_examples < 1, f"data.sft_examples={data.sft_examples} must be 1 or more"),
+        (not data.instruction_kinds, f"data.instruction_kinds is empty: name some of {', '.join(instructions.KINDS)}"),
         (not 0 <= data.sft_translation_share <= 1, f"data.sft_translation_share={data.sft_translation_share} must lie between 0 and 1"),
     ):
         if problem:
@@ -141,9 +144,11 @@ def _sft_examples(data: DataConfig, train: list[Pair], held: HeldOut) -> tuple[l
     general = instructions.generate(data.instruction_kinds, data.sft_examples - wanted, data.seed, held_out=False, share=data.held_out)
     for found, asked, what in ((translation, wanted, "translation"), (general, data.sft_examples - wanted, "general")):
         if len(found) < asked:
-            raise InputError(f"only {len(found)} {what} examples can be made, {asked} are asked for: lower data.sft_examples or add data.locales and kinds")
-    sft = translation + [example for example in general if not held.leaks(example.prompt) and not held.leaks(example.answer)]
-    return general, sorted(sft, key=lambda example: hashlib.sha256(f"{data.seed}/{example.prompt}".encode()).digest())
+            raise InputError(
+                f"only {len(found)} {what} examples can be made, {asked} are asked for: lower data.sft_examples or add locales and kinds"
+            )
+    general = [example for example in general if not held.leaks(example.prompt) and not held.leaks(example.answer)]
+    return general, sorted(translation + general, key=lambda example: hashlib.sha256(f"{data.seed}/{example.prompt}".encode()).digest())
 
 
 def _tokenizer(cfg: Config, texts: list[str], sft: list[Example], folder: Path) -> "PreTrainedTokenizerFast":
@@ -161,7 +166,11 @@ def _write_cpt(
 ) -> dict[str, int]:
     """The three indexed corpora and `blend.json`; returns tokens by part."""
     folder.mkdir()
-    documents = {"monolingual": monolingual, "parallel": list(corpora.parallel(train, data.seed)), "instruction": list(corpora.instruction(general, data.seed))}
+    documents = {
+        "monolingual": monolingual,
+        "parallel": list(corpora.parallel(train, data.seed)),
+        "instruction": list(corpora.instruction(general, data.seed)),
+    }
     blend = []
     for name in PARTS:
         blend.append({"prefix": name, "share": data.shares[name], "tokens": corpora.write(folder / name, documents[name], words)})
@@ -173,15 +182,24 @@ def _write_held_out(folder: Path, data: DataConfig, test: list[Pair]) -> tuple[d
     """Held-out text as documents like those of training, translations both ways, general instructions."""
     text = corpora.monolingual(test, data.seed)
     general = instructions.generate(data.instruction_kinds, HELD_OUT_GENERAL, data.seed, held_out=True, share=data.held_out)
-    _write_rows(folder / "text.jsonl", ({"locale": code, "text": document} for code, document in text))
-    ways = [row for pair in test for row in (_way(pair, "en", pair.locale, pair.source, pair.target), _way(pair, pair.locale, "en", pair.target, pair.source))]
-    _write_rows(folder / "translation.jsonl", sorted(ways, key=lambda row: hashlib.sha256(json.dumps(row).encode()).digest()))
+    _write_rows(folder / "text.jsonl", _shuffled({"locale": code, "text": document} for code, document in text))
+    ways = [
+        row
+        for pair in test
+        for row in (_way(pair, "en", pair.locale, pair.source, pair.target), _way(pair, pair.locale, "en", pair.target, pair.source))
+    ]
+    _write_rows(folder / "translation.jsonl", _shuffled(ways))
     _write_rows(folder / "general.jsonl", ({"kind": e.kind, "prompt": e.prompt, "answer": e.answer, "locale": e.locale} for e in general))
     return dict(Counter(code for code, _ in text)), len(general)
 
 
 def _way(pair: Pair, source_locale: str, target_locale: str, source: str, reference: str) -> dict:
     return {"kind": pair.kind, "source_locale": source_locale, "target_locale": target_locale, "source": source, "reference": reference}
+
+
+def _shuffled(rows: Iterable[dict]) -> list[dict]:
+    """In the order of their hashes, so that the first few are a fair sample."""
+    return sorted(rows, key=lambda row: hashlib.sha256(json.dumps(row).encode()).digest())
 
 
 def _write_rows(path: Path, rows: Iterable[dict]) -> None:

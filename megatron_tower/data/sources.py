@@ -108,13 +108,21 @@ def _catalogues(archive: zipfile.ZipFile) -> dict[str, list[PurePosixPath]]:
     found: dict[str, list[PurePosixPath]] = {}
     for name in sorted(archive.namelist()):
         path = PurePosixPath(name)
-        if "dist" not in path.parts and path.suffix in (".po", ".json") and path.parts[-4:-3] == ("locale",) and path.parts[-2] == "LC_MESSAGES":
+        if (
+            "dist" not in path.parts
+            and path.suffix in (".po", ".json")
+            and path.parts[-4:-3] == ("locale",)
+            and path.parts[-2] == "LC_MESSAGES"
+        ):
             found.setdefault(path.parts[-3], []).append(path)
     return found
 
 
 def _po(archive: zipfile.ZipFile, path: PurePosixPath, locale: Locale) -> Iterator[Pair]:
-    with archive.open(str(path)) as file, contextlib.redirect_stdout(io.StringIO()):  # Babel prints about odd plural entries, which go anyway
+    with (
+        archive.open(str(path)) as file,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):  # Babel prints about odd plural entries, which go anyway
         catalogue = read_po(file)
     for entry in catalogue:
         if not entry.id:

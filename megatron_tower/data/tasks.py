@@ -71,7 +71,9 @@ def generate(pairs: Sequence[Pair], count: int, seed: int, held: HeldOut) -> lis
     for task, share in SHARES.items():
         rng = random.Random(f"{seed}/{task.__name__}")
         stream = _stream(task, pairs, rng, held)
-        wanted = round(count * share) if task is not _translation else count - sum(round(count * s) for t, s in SHARES.items() if t is not task)
+        wanted = (
+            round(count * share) if task is not _translation else count - sum(round(count * s) for t, s in SHARES.items() if t is not task)
+        )
         examples += [example for _, example in zip(range(wanted), stream, strict=False)]
     return examples
 
@@ -108,7 +110,9 @@ def damage(text: str, rng: random.Random) -> str | None:
 
 def _worse(pair: Pair, others: Sequence[Pair], rng: random.Random) -> str | None:
     """A damaged translation, or that of another source."""
-    return damage(pair.target, rng) if rng.random() < 0.5 else next((o.target for o in [rng.choice(others)] if o.target != pair.target), None)
+    return (
+        damage(pair.target, rng) if rng.random() < 0.5 else next((o.target for o in [rng.choice(others)] if o.target != pair.target), None)
+    )
 
 
 def _shown(pair: Pair, translation: str | None) -> str:

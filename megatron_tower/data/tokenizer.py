@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _SPACE = "▁"
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt")
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 def train(texts: Iterable[str], family: str, vocab_size: int, folder: Path) -> "PreTrainedTokenizerFast":

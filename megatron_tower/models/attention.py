@@ -121,21 +121,18 @@ def _to_bias(visible: Tensor) -> Tensor:
     return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
-# Masks are kept from layer to layer; `inference_mode(False)`: a mask first made while generating must also serve training.
+# Masks are kept from layer to layer and from batch to batch.
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)
 def _causal(s_q: int, s_k: int, window: int | None, device: torch.device) -> Tensor:
     distance = torch.arange(s_k - s_q, s_k, device=device)[:, None] - torch.arange(s_k, device=device)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)
 def _itself(s_q: int, s_k: int, device: torch.device) -> Tensor:
     return torch.eye(s_k, dtype=torch.bool, device=device)[s_k - s_q :]
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)
 def _causal_bias(s_q: int, s_k: int, window: int | None, device: torch.device) -> Tensor:
     return _to_bias(_causal(s_q, s_k, window, device))

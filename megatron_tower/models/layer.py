@@ -8,16 +8,17 @@ from functools import partial
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor, nn
 
 from megatron_tower.config import ModelConfig
 from megatron_tower.models.attention import CoreAttention
+from megatron_tower.models.decoding import CachingSelfAttention, DecodingLayer
 from megatron_tower.models.mapping import Family
 from megatron_tower.models.norm import RMSNorm
 
@@ -34,6 +35,15 @@ class NormedOutput:
         return self.post_norm(output), bias
 
 
+class GatedMLP(MLP):
+    """Megatron's MLP with act(gate) * up alone: the stock one makes a copy of `up` to add an offset of zero."""
+
+    def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
+        gate_up, _ = self.linear_fc1(hidden_states)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.linear_fc2(self.config.activation_func(gate) * up)
+
+
 def layer_spec(model: ModelConfig, family: Family, transformer_engine: bool) -> ModuleSpec:
     """The spec of every layer of `model`. `transformer_engine`: its linears instead of megatron-core's, for FP8."""
     column, row = _linears(transformer_engine)
@@ -47,20 +57,30 @@ def layer_spec(model: ModelConfig, family: Family, transformer_engine: bool) -> 
         window_layers=tuple(model.window_layers),
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=DecodingLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=CachingSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=attention, linear_proj=row),
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp=_mlp_builder(column, row),
             mlp_bda=get_bias_dropout_add,
         ),
     )
+
+
+def _mlp_builder(column: type[nn.Module], row: type[nn.Module]) -> type[GatedMLP]:
+    """A class, not a ModuleSpec: for a spec, TransformerLayer warns of every class but MLP itself."""
+
+    class Built(GatedMLP):
+        def __init__(self, config: TransformerConfig):
+            super().__init__(config, MLPSubmodules(linear_fc1=column, linear_fc2=row), ffn_hidden_size=config.ffn_hidden_size)
+
+    return Built
 
 
 def _linears(transformer_engine: bool) -> tuple[type[nn.Module], type[nn.Module]]:

@@ -92,7 +92,7 @@ class Family:
         if missing:
             raise InputError(f"config.json lacks {missing[0]}: download the model folder again")
         ours = {ours: hf[key] for key, ours in self.renamed.items()} | self.recover(hf)
-        return ModelConfig(name=hf.get("_name_or_path") or hf["model_type"], family=self.constants["model_type"], **ours)
+        return ModelConfig(name=hf["model_type"], family=hf["model_type"], **ours)
 
     def all_weights(self, model: ModelConfig) -> Iterator[Weight]:
         """Every Megatron parameter of `model` with the HF tensors behind it, layers in order; a tied head is the embedding's."""

@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]"""
         weight = self.weight.float() + self.offset
-        if x.is_cuda:
+        if x.is_cuda or not torch.is_grad_enabled():
             return nn.functional.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
         return _RMSNorm.apply(x, weight, self.eps)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.gpt import GPTModel
@@ -83,21 +84,32 @@ def _check(model: GPTModel, prompts: list[list[int]], decoding: Decoding) -> Non
 
 @contextmanager
 def _inference(model: GPTModel) -> Iterator[None]:
-    """Evaluation mode without gradients; sequence parallelism is off, for a decoding step has one token to split."""
-    switches = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
+    """Evaluation mode. A decoding step has one token, which sequence parallelism can't split: off; linears do without a backward pass."""
+    meanwhile = dict.fromkeys(("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings"), False)
+    meanwhile["allreduce_dgrad"] = True  # "the linear will see to the gradient of its input": then nothing is wrapped around that
     owners = [model.config, *model.modules()]
-    switched = [(owner, name) for owner in owners for name in switches if getattr(owner, name, False)]
+    switched = [(owner, name, getattr(owner, name)) for owner in owners for name in meanwhile if hasattr(owner, name)]
+    linears = [module for module in model.modules() if hasattr(module, "_forward_impl")]
     training = model.training
     model.eval()
-    for owner, name in switched:
-        setattr(owner, name, False)
+    for owner, name, _ in switched:
+        setattr(owner, name, meanwhile[name])
+    for linear in linears:
+        linear._forward_impl = _linear
     try:
         with torch.inference_mode():
             yield
     finally:
-        for owner, name in switched:
-            setattr(owner, name, True)
+        for linear in linears:
+            del linear._forward_impl
+        for owner, name, value in switched:
+            setattr(owner, name, value)
         model.train(training)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, **_: object) -> Tensor:
+    """What megatron-core's parallel linears compute between their collectives."""
+    return F.linear(input, weight, bias)
 
 
 def _decode(model: GPTModel, prompts: list[list[int]], numbers: np.ndarray, decoding: Decoding) -> list[list[int]]:
@@ -109,31 +121,31 @@ def _decode(model: GPTModel, prompts: list[list[int]], numbers: np.ndarray, deco
     slots = torch.arange(width + decoding.max_new_tokens, device=device)
     hidden = (slots < padding[:, None])[:, None, None] if padding.any() else None  # [batch, 1, 1, slots], True = never attended
     draws = torch.from_numpy(numbers).to(device)
-    stops = torch.tensor(decoding.stop_ids, device=device, dtype=torch.int64)
 
     context = StaticInferenceContext(len(prompts), len(slots))
-    answers = torch.empty(len(prompts), decoding.max_new_tokens, dtype=torch.int64, device=device)
-    lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
-    running = torch.arange(len(prompts), device=device)  # rows still in the batch
+    answers: list[list[int]] = [[] for _ in prompts]
+    running = list(range(len(prompts)))  # rows still in the batch
     for step in range(decoding.max_new_tokens):
         start = context.sequence_len_offset
         end = start + tokens.size(1)
         logits = _forward(model, tokens, slots[start:end].expand_as(tokens), None if hidden is None else hidden[..., :end], context)
         context.increment_sequence_len_offset(tokens.size(1))
         context.enable_decode_mode()
-        chosen = _choose(logits, draws[running, step], decoding)
-        answers[running, step] = chosen
-        lengths[running] = step + 1
-        on = (~torch.isin(chosen, stops)).nonzero().squeeze(1)
-        if len(on) == 0:
+        chosen = _choose(logits, draws[:, step], decoding)
+        told = chosen.tolist()
+        for row, token in zip(running, told, strict=True):
+            answers[row].append(token)
+        on = [i for i, token in enumerate(told) if token not in decoding.stop_ids]
+        if not on:
             break
         if len(on) < len(running):
-            running, chosen = running[on], chosen[on]
+            running = [running[i] for i in on]
+            chosen, draws = chosen[on], draws[on]
             hidden = None if hidden is None else hidden[on]
             for layer, (keys, values) in context.key_value_memory_dict.items():
                 context.key_value_memory_dict[layer] = keys[:, on], values[:, on]
         tokens = chosen[:, None]
-    return [answer[:length] for answer, length in zip(answers.tolist(), lengths.tolist(), strict=True)]
+    return answers
 
 
 def _forward(model: GPTModel, tokens: Tensor, positions: Tensor, hidden: Tensor | None, context: StaticInferenceContext) -> Tensor | None:

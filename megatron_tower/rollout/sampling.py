@@ -26,6 +26,8 @@ def next_tokens(logits: Tensor, numbers: Tensor, temperature: float, top_p: floa
 def _greedy(logits: Tensor, group: ProcessGroup) -> Tensor:
     """Largest logit of all ranks by exchanging each rank's own largest: two numbers a row instead of a vocabulary."""
     largest, index = logits.max(dim=-1)  # the first of equal values
+    if group.size() == 1:
+        return index
     values = torch.stack(_shards(largest, group))
     ids = torch.stack(_shards(index + group.rank() * logits.size(-1), group))
     return ids.gather(0, values.argmax(dim=0, keepdim=True)).squeeze(0)  # equal values: the first rank, which has the lowest ids

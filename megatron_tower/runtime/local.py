@@ -26,17 +26,17 @@ GRACE = 5.0  # seconds that the other ranks have to end by themselves after one 
 TAIL = 30  # lines of a failed rank's log
 
 
-def relaunch_if_needed(cfg: Config, module: str) -> bool:
+def relaunch_if_needed(cfg: Config, module: str, logs: Path | None = None) -> bool:
     """Run `python -m module` with this command line as `parallel.world_size` local ranks, unless this process is one already.
 
-    Returns False when the caller shall do the work itself, True when the ranks have done it; ends the process with the code of
-    the first rank that failed.
+    `logs`: where the ranks but the first write, the phase's own if not given. Returns False when the caller shall do the work itself,
+    True when the ranks have done it; ends the process with the code of the first rank that failed.
     """
     ranks = cfg.parallel.world_size
     if ranks == 1 or place().world_size > 1 or "WORLD_SIZE" in os.environ:
         return False
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]  # of this job, when it is one of a sweep
-    code = run_ranks([module, *words], ranks, threads_per_rank(cfg.cluster, ranks), cfg.phase_dir / "logs")
+    code = run_ranks([module, *words], ranks, threads_per_rank(cfg.cluster, ranks), logs or cfg.phase_dir / "logs")
     if code:
         sys.exit(code)
     return True

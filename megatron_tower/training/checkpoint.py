@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_tower.config import InputError, ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_tower.data import tokenizer
+from megatron_tower.data.sources import sha256
 from megatron_tower.models.build import Decoder, build_chunks
 from megatron_tower.models.hf import load_hf, model_config
 from megatron_tower.runtime.distributed import device, is_rank_zero, place
@@ -116,7 +117,7 @@ def save(phase_dir: Path, state: TrainingState, model: ModelConfig, keep_last: i
     dist_checkpointing.save(_sharded(state, loading=False), str(aside), TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1))
     dist.barrier()
     files = _gathered(
-        {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(aside.iterdir())[place().rank :: place().world_size]}
+        {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(aside.iterdir())[place().rank :: place().world_size]}
     )
     if is_rank_zero():
         manifest = {"step": state.step, "samples": state.samples, "model": asdict(model), "files": dict(sorted(files.items()))}
@@ -218,7 +219,7 @@ def _problems(path: Path, files: dict[str, dict], part: int, parts: int) -> Iter
             yield f"{name} is missing"
         elif file.stat().st_size != files[name]["bytes"]:
             yield f"{name} has {file.stat().st_size:,} bytes instead of {files[name]['bytes']:,}"
-        elif _sha256(file) != files[name]["sha256"]:
+        elif sha256(file) != files[name]["sha256"]:
             yield f"{name} was changed after it was written (its sha256 differs)"
         elif name == ".metadata":
             yield from _unsafe(file)
@@ -248,11 +249,6 @@ def _unsafe(metadata: Path) -> Iterator[str]:
 
 def _digest(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _gathered(own: dict) -> dict:

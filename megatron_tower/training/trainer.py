@@ -89,17 +89,17 @@ class Trainer:
             micro_batch_size=1 if self.packed else phase.micro_batch_size,
             forward_only=False,
         )
-        values = _mean(terms)
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"loss is {values['loss']} at step {state.step + 1}: lower the learning rate; the last checkpoint is whole"
-            )
-        lr = lr_at(state.step + 1, self.steps, phase.optimizer)
-        set_lr(state.optimizer, lr)
+        values = _mean(terms) | {"lr": lr_at(state.step + 1, self.steps, phase.optimizer)}
+        set_lr(state.optimizer, values["lr"])
         _, gradient_norm, _ = state.optimizer.step()
+        values["gradient_norm"] = float(gradient_norm)
+        if not math.isfinite(values["loss"] + values["gradient_norm"]):
+            raise FloatingPointError(
+                f"step {state.step + 1} is not finite ({values}): lower the learning rate and resume, nothing of it was saved"
+            )
         state.step += 1
         state.samples += phase.global_batch_size
-        return values | {"gradient_norm": float(gradient_norm), "lr": lr}
+        return values
 
     def _rows(self) -> Iterator[Batch]:
         """This rank's micro-batches of the next global batch: rows first .. first + global_batch_size, dealt in turn to the ranks."""

@@ -18,6 +18,8 @@ STEPS, HALF = 20, 10
 LAYOUTS = {
     "single": [],
     "accumulated": ["phase.micro_batch_size=8"],
+    "recomputed": ["phase.recompute=full"],
+    "recomputed_selectively": ["phase.recompute=selective"],
     "tp2": ["parallel=tp2"],
     "tp2_sp": ["parallel=tp2_sp"],
     "pp2": ["parallel=pp2"],

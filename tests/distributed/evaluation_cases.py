@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (the bridge comes before megatron-core)
 """Ranks of test_evaluation_generator.py: python -m tests.distributed.evaluation_cases FOLDER LAYOUT...
 
 Each layout must give, on every rank, the answers and likelihoods that one rank gave (FOLDER/expected.json).

@@ -9,10 +9,11 @@ import pytest
 from tests.distributed.curves import HALF, STEPS, curve
 
 FAMILIES = ("gemma2", "qwen2")
+ONE = ("single", "accumulated", "recomputed", "recomputed_selectively")
 TWO = ("tp2", "tp2_sp", "pp2", "pp2_virtual", "dp2", "dp2_distributed")
 FOUR = ("tp2pp2", "tp2dp2_distributed")
 CHANGES = ("tp2-pp2", "tp2-dp2", "tp2-dp2_distributed", "dp2_distributed-tp2", "dp2_distributed-pp2", "dp2_distributed-dp2_distributed")
-BF16 = ("dp2", "dp2-dp2", "dp2-dp2_distributed", "dp2_distributed-dp2_distributed")
+BF16 = ("dp2-dp2", "dp2-dp2_distributed", "dp2_distributed-dp2_distributed")
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,9 @@ def curves(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     """Losses of a case, all cases made in one launch of two ranks and one of four."""
     from megatron_tower.runtime.local import run_ranks
 
-    here = {f"{family}:{layout}": curve(folder, f"{family}:{layout}") for family in FAMILIES for layout in ("single", "accumulated")}
+    here = {f"{family}:{layout}": curve(folder, f"{family}:{layout}") for family in FAMILIES for layout in ONE}
     two = [f"{family}:{layout}" for family in FAMILIES for layout in TWO]
-    two += [f"gemma2:{change}" for change in CHANGES] + [f"gemma2:{case}:bf16" for case in BF16]
+    two += [f"gemma2:{change}" for change in CHANGES] + [f"gemma2:{case}:bf16" for case in ("dp2", "dp2_distributed", *BF16)]
     four = [f"{family}:{layout}" for family in FAMILIES for layout in FOUR]
     logs = tmp_path_factory.mktemp("logs")
     for ranks, cases in ((2, two), (4, four)):
@@ -34,7 +35,7 @@ def curves(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return losses
 
 
-@pytest.mark.parametrize("layout", ["accumulated", *TWO, *FOUR])
+@pytest.mark.parametrize("layout", [*ONE[1:], *TWO, *FOUR])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layout_does_not_show(curves: Callable, family: str, layout: str) -> None:
     alone = curves(f"{family}:single")
@@ -47,7 +48,12 @@ def test_layout_may_change_at_a_checkpoint(curves: Callable, change: str) -> Non
     assert curves(f"gemma2:{change}") == pytest.approx(curves("gemma2:single")[HALF:], abs=1e-5)
 
 
-@pytest.mark.parametrize("change", BF16[1:])
-def test_bf16_resumes_from_its_main_weights(curves: Callable, change: str) -> None:
-    """Rounding to bf16 at the checkpoint would show: the weights' update is far below their rounding."""
-    assert curves(f"gemma2:{change}:bf16") == curves("gemma2:dp2:bf16")[HALF:]
+@pytest.mark.parametrize("change", BF16)
+def test_bf16_goes_on_from_its_fp32_main_weights(curves: Callable, change: str) -> None:
+    """An update is far below the rounding of bf16: main weights rounded at the checkpoint would leave the course."""
+    before, after = change.split("-")
+    resumed, straight = curves(f"gemma2:{change}:bf16"), curves(f"gemma2:{before}:bf16")[HALF:]
+    if before == after:
+        assert resumed == straight
+    else:  # the two optimizers sum the gradient norm in another order, which clipping lets in, and bf16 magnifies
+        assert resumed == pytest.approx(straight, abs=1e-3)

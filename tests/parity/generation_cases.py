@@ -10,8 +10,12 @@ from pathlib import Path
 from megatron_tower.config import ClusterConfig, ModelConfig, ParallelConfig, PrecisionConfig
 
 NEW = 24
-STOP = 7
 FP32 = PrecisionConfig(name="fp32")
+TWO_RANKS = (
+    ParallelConfig(name="tp2", tensor=2),
+    ParallelConfig(name="tp2_sp", tensor=2, sequence_parallel=True),
+    ParallelConfig(name="pp2", pipeline=2),
+)
 PROMPT_LENGTHS = (3, 30, 11, 1, 30, 19, 2, 45)  # the window is 16 tokens
 GREEDY = {"max_new_tokens": NEW, "stop_ids": [], "pad_id": 0}
 CASES = {
@@ -82,7 +86,9 @@ def run(family: str, folder: Path, parallel: ParallelConfig) -> dict[str, list[l
     from megatron_tower.rollout.generate import generate
 
     model = load(family, folder, parallel)
-    return {name: generate(model, prompts(), **words) for name, words in CASES.items()}
+    answers = {name: generate(model, prompts(), **words) for name, words in CASES.items()}
+    assert model.config.sequence_parallel == parallel.sequence_parallel  # put back
+    return answers
 
 
 def main() -> None:
@@ -90,11 +96,7 @@ def main() -> None:
 
     cpu.install()
     folder = Path(sys.argv[1])
-    for parallel in (
-        ParallelConfig(name="tp2", tensor=2),
-        ParallelConfig(name="tp2_sp", tensor=2, sequence_parallel=True),
-        ParallelConfig(name="pp2", pipeline=2),
-    ):
+    for parallel in TWO_RANKS:
         distributed.initialize(parallel, seed=0, cluster=ClusterConfig(name="local"))
         answers = {family: run(family, folder / family, parallel) for family in ("gemma2", "qwen2")}
         (folder / f"{parallel.name}.{distributed.place().rank}.json").write_text(json.dumps(answers))

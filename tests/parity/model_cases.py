@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (the bridge comes before megatron-core)
 """Ranks of test_parity_models.py: python -m tests.parity.model_cases FOLDER LAYOUT..."""
 
 import sys
@@ -48,7 +49,8 @@ def check(folder: Path, name: str, layout: str, recompute: str = "none") -> None
         if logits is not None:
             gathered = [torch.empty_like(logits) for _ in range(parallel.tensor)]
             dist.all_gather(gathered, logits, group=parallel_state.get_tensor_model_parallel_group())
-            close(torch.cat(gathered, -1), expected["logits"], 1e-4, f"{where}: logits")
+            worst = close(torch.cat(gathered, -1), expected["logits"], 1e-4, f"{where}: logits")
+            print(f"{where}: logits within {worst:.1e} of transformers")
             close(loss, expected["loss"], 1e-3, f"{where}: loss")
         save_hf(chunks, model, out / form, None)  # `run` has put the gradients where the weights were
         if dist.get_rank() == 0:
@@ -116,9 +118,11 @@ def sharded(chunks: list) -> dict:
     return {f"chunk{i}.{key}": value for i, chunk in enumerate(chunks) for key, value in chunk.sharded_state_dict().items()}
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> float:
+    """The largest difference, which must be below `tolerance`."""
     worst = (found - expected).abs().max().item()
     assert worst < tolerance, f"{what}: {worst:.2e} off, {tolerance} allowed"
+    return worst
 
 
 def main() -> None:

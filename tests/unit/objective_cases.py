@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (the bridge comes before megatron-core)
 """Ranks of test_objectives.py: python -m tests.unit.objective_cases"""
 
 from megatron_tower.runtime import cpu

@@ -60,7 +60,10 @@ def test_known_answers(code: str, english: str, wanted: str) -> None:
         assert names[english] == wanted
         return
     kind, dealt = DEALS[english]
-    pairs = [cldr.Pair(code, cldr.plain(s), cldr.plain(t), "", kind) for s, t in cldr._renderings(cldr._DRAWN[kind], locale(code).cldr, 1, Dealt(*dealt))]
+    pairs = [
+        cldr.Pair(code, cldr.plain(s), cldr.plain(t), "", kind)
+        for s, t in cldr._renderings(cldr._DRAWN[kind], locale(code).cldr, 1, Dealt(*dealt))
+    ]
     assert [(p.source.replace(".00", ""), p.target.replace(",00", "")) for p in pairs] == [(english, wanted)]
 
 

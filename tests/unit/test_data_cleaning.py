@@ -54,7 +54,9 @@ def test_good_pairs_stay(good: Pair) -> None:
 
 
 def test_duplicates_and_second_translations_go_and_text_becomes_plain() -> None:
-    kept, removed = cleaning.clean([pair("Save\n page", "Seite\u00a0speichern"), pair("save page", "Seite speichern"), pair("Save page", "Speichern")])
+    kept, removed = cleaning.clean(
+        [pair("Save\n page", "Seite\u00a0speichern"), pair("save page", "Seite speichern"), pair("Save page", "Speichern")]
+    )
     assert [(p.source, p.target) for p in kept] == [("Save page", "Seite speichern")]
     assert removed["duplicate"]["de_DE"] == removed["alternative"]["de_DE"] == 1
 

@@ -1,5 +1,6 @@
 """Rows for training: what lies in them, in which order, and that nothing of one document or example reaches another."""
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -45,16 +46,23 @@ def folder(tmp_path: Path, words: "tokenizer.PreTrainedTokenizerFast") -> Path:
 
 
 def run(folder: Path, phase: str, *more: str) -> Config:
-    words = [f"data.folder={folder}", f"phase={phase}", f"phase.seq_length={SEQ}", "phase.epochs=null", "phase.train_steps=1", "data.vocab_size=300"]
+    words = [
+        f"data.folder={folder}",
+        f"phase={phase}",
+        f"phase.seq_length={SEQ}",
+        "phase.epochs=null",
+        "phase.train_steps=1",
+        "data.vocab_size=300",
+    ]
     return config.load([*words, *more])
 
 
 def segments(row: Batch) -> list[tuple[torch.Tensor, ...]]:
     """(tokens, labels, loss mask, positions) of each segment of a row."""
     cuts = row.cu_seqlens.tolist()
-    assert cuts[0] == 0 and cuts[-1] == row.tokens.numel() and all(a < b for a, b in zip(cuts, cuts[1:], strict=False))
+    assert cuts[0] == 0 and cuts[-1] == row.tokens.numel() and all(a < b for a, b in itertools.pairwise(cuts))
     fields = (row.tokens, row.labels, row.loss_mask, row.position_ids)
-    return [tuple(f[0, a:b] for f in fields) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [tuple(f[0, a:b] for f in fields) for a, b in itertools.pairwise(cuts)]
 
 
 def test_packing_takes_each_example_once_an_epoch_and_fills_rows() -> None:
@@ -64,8 +72,9 @@ def test_packing_takes_each_example_once_an_epoch_and_fills_rows() -> None:
         assert sorted(i for row in rows for i in row) == list(range(500))
         assert all(sum(lengths[i] for i in row) <= SEQ for row in rows)
         assert sum(lengths) > 0.93 * SEQ * len(rows)
-    assert packing.pack(lengths, SEQ, 1, 0) == packing.pack(lengths, SEQ, 1, 0) != packing.pack(lengths, SEQ, 1, 1)
-    assert packing.pack(lengths, SEQ, 1, 0) != packing.pack(lengths, SEQ, 2, 0)
+    assert packing.pack(lengths, SEQ, 1, 0) == packing.pack(lengths, SEQ, 1, 0)
+    together = [{frozenset(row) for row in packing.pack(lengths, SEQ, seed, epoch)} for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    assert len(together[0] & together[1]) < 20 and len(together[0] & together[2]) < 20  # other neighbours each epoch, for each seed
 
 
 def test_sft_rows_hold_whole_examples_with_loss_on_answers_only(folder: Path, words: "tokenizer.PreTrainedTokenizerFast") -> None:
@@ -98,7 +107,9 @@ def test_each_epoch_is_complete_though_rows_run_on(folder: Path, words: "tokeniz
         assert sorted(taken) == list(range(40)), epoch
 
 
-def test_examples_that_are_too_long_are_counted_and_said(tmp_path: Path, words: "tokenizer.PreTrainedTokenizerFast", capsys: pytest.CaptureFixture) -> None:
+def test_examples_that_are_too_long_are_counted_and_said(
+    tmp_path: Path, words: "tokenizer.PreTrainedTokenizerFast", capsys: pytest.CaptureFixture
+) -> None:
     path = tmp_path / "train.jsonl"
     long = [{"role": "user", "content": "number " * 100}, {"role": "assistant", "content": "answer"}]
     path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in [long, *chats(3)]))
@@ -115,7 +126,10 @@ def test_order_is_a_function_of_seed_and_index_alone(folder: Path, words: "token
     other = training_dataset(run(folder, phase, "seed=7"), words, num_rows=50)
     backwards = {i: long[i] for i in reversed(range(50))}  # asked in another order, in a longer run
     for i in range(50):
-        assert all(torch.equal(getattr(short[i], f), getattr(backwards[i], f)) for f in ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens"))
+        assert all(
+            torch.equal(getattr(short[i], f), getattr(backwards[i], f))
+            for f in ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens")
+        )
     assert any(not torch.equal(short[i].tokens, other[i].tokens) for i in range(50))
     assert len(short) == 50
     with pytest.raises(IndexError):
@@ -152,13 +166,13 @@ def test_cpt_rows_are_cut_at_every_document_end(folder: Path, words: "tokenizer.
 def test_every_document_is_seen_in_an_epoch_and_none_twice(folder: Path, words: "tokenizer.PreTrainedTokenizerFast") -> None:
     only = [{"prefix": "monolingual", "share": 1.0, "tokens": 0}]
     (folder / "cpt" / "blend.json").write_text(json.dumps(only))
-    dataset = BlendedDocuments(folder / "cpt", words.eos_token_id, SEQ, 1, 200)
+    dataset = BlendedDocuments(folder / "cpt", words.eos_token_id, SEQ, 1, 2000)
     for epoch in range(2):
         rows = range(epoch * dataset.rows_per_epoch, (epoch + 1) * dataset.rows_per_epoch)
         texts = [words.decode(tokens) for i in rows for tokens, *_ in segments(dataset[i])]
         starts = Counter(found.group(1) for text in texts if (found := re.match(r"<bos>monolingual word (\d+)[ <]", text)))
         assert max(starts.values()) == 1
-        assert len(starts) > 240  # of 300; a start that a row's end cuts short is not counted
+        assert len(starts) > 200  # of 300; a start that a row's end cuts short is not counted
 
 
 def test_qwen_end_of_text_is_learnt_though_it_is_also_the_padding(tmp_path: Path) -> None:

@@ -13,14 +13,26 @@ SIZES = {"gemma2": 350, "qwen2": 351}
 
 
 @pytest.fixture(scope="module", params=["gemma2", "qwen2"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, "tokenizer.PreTrainedTokenizerFast", Path]:
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, "tokenizer.PreTrainedTokenizerFast", Path]:
     folder = tmp_path_factory.mktemp(request.param)
     return request.param, tokenizer.train(TEXTS, request.param, SIZES[request.param], folder), folder
 
 
 def random_texts(count: int) -> list[str]:
     rng = random.Random(0)
-    alphabets = ["abc Seite ", " \n\t\r", "éüñßœ", "漢字かな한글", "अनुवाद", "🙂👩‍👩‍👧", "\u00a0\u202f▁\u200b\ufeff", "<0x41>", "".join(map(chr, range(1, 32)))]
+    alphabets = [
+        "abc Seite ",
+        " \n\t\r",
+        "éüñßœ",
+        "漢字かな한글",
+        "अनुवाद",
+        "🙂👩‍👩‍👧",
+        "\u00a0\u202f▁\u200b\ufeff",
+        "<0x41>",
+        "".join(map(chr, range(1, 32))),
+    ]
     texts = ["".join(rng.choice(rng.choice(alphabets)) for _ in range(rng.randint(0, 40))) for _ in range(count // 2)]
     anything = (c for c in iter(lambda: rng.randrange(1, 0x110000), None) if not 0xD800 <= c < 0xE000)
     return texts + ["".join(chr(next(anything)) for _ in range(rng.randint(1, 20))) for _ in range(count // 2)]

@@ -17,6 +17,7 @@ HYPOTHESES = {
     "far": ["The dog sleeps", "x", "Schule", "nein danke"],
     "empty": ["", "", "", ""],
     "half empty": ["", "12. März 2024", "", "Ja, ja, ja"],
+    "scattered": ["Tisch dem unter schläft Hund Der dort", "2024 März 12.", "acht um Uhr beginnt Schule", "Ja"],  # no order but the first
     "perfect": REFERENCES,
 }
 
@@ -127,6 +128,14 @@ def test_ngram_example_by_hand() -> None:
     below = (1 - 1 / 2) / 3 + 1 / 2 * (2 - 1 / 5 + 3 / 5 / 4) / 5  # p(1 | 2), the trigram context (3 2) is unseen
     assert models.probabilities([3, 2])[1][2] == pytest.approx(below)
     assert models.bits([2])[0] == pytest.approx(-math.log2(unigram[2]) - math.log2(unigram[1]))
+
+
+def test_lower_orders_count_different_histories_not_occurrences() -> None:
+    """Bigram (3 4) follows 2 and 5, (3 6) follows only 5, twice: they count 2 and 1."""
+    models = NgramModels.fit([[2, 3, 4], [5, 3, 4], [5, 3, 6], [5, 3, 6]], 7, 0, 1)
+    # bigrams (0 2) (0 5) (2 3) (5 3) (4 1) (6 1) (3 6) once, (3 4) twice: D = 7 / 9; words 2, 4, 5, 6 once, 1 and 3 twice: D = 4 / 8
+    lowest = (1 - 1 / 2 + 1 / 2 * 6 / 7) / 8
+    assert models.probabilities([4, 3, 4])[1][2] == pytest.approx((2 - 7 / 9) / 3 + 7 / 9 * 2 / 3 * lowest)
 
 
 def test_ngram_frames_documents_once() -> None:

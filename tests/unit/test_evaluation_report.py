@@ -57,12 +57,13 @@ def write_stage(folder: Path, data: Path, figures: Figures, trained: bool) -> No
     evaluation = folder / "evaluation"
     evaluation.mkdir(parents=True)
     record = {
-        "eval": SETTINGS,
+        "settings": SETTINGS,
         "data": {"folder": str(data), "manifest_sha256": "ab" * 32},
         "decoding": {"method": "greedy", "max_new_tokens": 48, "prompts": "chat"},
         "prompts": {
             task: {"example": f"<start_of_turn>user {task}: {{source}}", "sha256": "0"} for task in ("text", "translation", "general")
         },
+        "model": {"name": "tiny_gemma2", "family": "gemma2", "parameters": 2_345_678},
         "items": {"text": 300, "translation": 360, "general": 200},
         "seconds": {"open": 2.0, "text": 3.0, "translation": 10.0, "general": 4.0},
         "scores": scores_of(figures),
@@ -120,7 +121,8 @@ def run_of(tmp_path: Path) -> Callable[..., Path]:
 
 def text_of(page: str) -> str:
     """What a reader sees, white space evened out."""
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page.split("</style>")[1])))
+    body = re.sub(r"</?(b|span)\b[^>]*>", "", page.split("</style>")[1])
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
 
 
 def test_report_has_everything_and_fetches_nothing(run_of: Callable[..., Path]) -> None:
@@ -135,6 +137,8 @@ def test_report_has_everything_and_fetches_nothing(run_of: Callable[..., Path]) 
     assert sorted(path.name for path in (run / "figures").iterdir()) == ["bits.png", "losses.png", "pareto.png"]
     for figure in ("bits", "losses", "pareto"):
         assert f"(figures/{figure}.png)" in markdown
+    tables = [table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)]
+    assert len(tables) >= 8 and all(re.fullmatch(r"\|(---\|)+", table[1]) and len(table) > 2 for table in tables)
     for shown in (text_of(page), markdown):
         assert "kolibri" in shown and "MIT" in shown and "c0ffeec0ffeec0ff" in shown
         assert "Base needs 8.10 bits per byte: 113 % more than the unigram model's 3.80" in shown
@@ -147,8 +151,8 @@ def test_report_has_everything_and_fetches_nothing(run_of: Callable[..., Path]) 
 def test_differences_are_claimed_only_where_intervals_are_apart(run_of: Callable[..., Path]) -> None:
     run = run_of(base=BASE, cpt=CPT, sft=SFT)
     shown = text_of(report.write(run, ["base", "cpt", "sft"]).read_text(encoding="utf-8"))
-    assert "Translation chrF++ : 30.0 [27.0, 33.0] → 45.0 [42.0, 48.0]; better, and the intervals do not overlap." in shown
-    assert "Held-out bits per byte : 2.20 [2.10, 2.30] → 2.25 [2.15, 2.35]; the intervals overlap, so no difference is claimed." in shown
+    assert "Translation chrF++: 30.0 [27.0, 33.0] → 45.0 [42.0, 48.0]; better, and the intervals do not overlap." in shown
+    assert "Held-out bits per byte: 2.20 [2.10, 2.30] → 2.25 [2.15, 2.35]; the intervals overlap, so no difference is claimed." in shown
     assert "A trade" not in shown
 
 
@@ -161,16 +165,14 @@ def test_a_trade_and_an_unlearnt_locale_are_said_in_words(run_of: Callable[..., 
         "A trade: SFT gains in general accuracy and loses in held-out bits per byte, translation chrF++ and translation exact match."
         in shown
     )
-    assert (
-        "en → de_DE was not learnt: after SFT, chrF++ 19.0 [15.0, 22.0] is not above the 20.0 that the untranslated source gets." in shown
-    )
-    assert "de_DE text was not learnt: after SFT, 4.10 bits per byte are not below the unigram model's 4.00." in shown
+    assert "source: de_DE → en (19.0 [15.0, 22.0] beside 20.0), en → de_DE" in shown and "Translation not learnt" in shown
+    assert "Text not learnt, bits per byte after SFT not below the unigram model's: de_DE (4.10 [3.90, 4.20] beside 4.00), en" in shown
 
 
 def test_one_stage_alone_is_a_report(run_of: Callable[..., Path]) -> None:
     run = run_of(base=BASE)
     shown = text_of(report.write(run, ["base", "cpt", "sft"]).read_text(encoding="utf-8"))
-    assert "Base on 300 texts" in shown and not (run / "figures" / "losses.png").exists()
+    assert "Base of tiny_gemma2 (2.3M parameters), on 300 texts" in shown and not (run / "figures" / "losses.png").exists()
 
 
 def test_bad_input_is_named_and_nothing_is_written(run_of: Callable[..., Path], tmp_path: Path) -> None:
@@ -179,8 +181,11 @@ def test_bad_input_is_named_and_nothing_is_written(run_of: Callable[..., Path], 
     run = run_of(base=BASE, cpt=CPT)
     scores = run / "cpt" / "evaluation" / "scores.json"
     record = json.loads(scores.read_text())
-    scores.write_text(json.dumps(record | {"eval": SETTINGS | {"general": 7}}))
+    scores.write_text(json.dumps(record | {"settings": SETTINGS | {"general": 7}}))
     with pytest.raises(InputError, match="base and cpt were evaluated with different settings"):
+        report.write(run, ["base", "cpt"])
+    scores.write_text("{}")
+    with pytest.raises(InputError, match=r"scores\.json lacks data, decoding"):
         report.write(run, ["base", "cpt"])
     scores.write_text("{broken")
     with pytest.raises(InputError, match=r"scores\.json: not JSON"):

@@ -57,6 +57,15 @@ class StandIn:
         return [Likelihood(float(len(t.encode())), len(t.split())) for t in texts]
 
 
+def score(cfg: Config) -> None:
+    """`python -m evaluation.run` on one rank, without Hydra."""
+    plan = run.check(cfg)
+    if plan.is_done():
+        print("already")
+    else:
+        run.evaluate(cfg, plan)
+
+
 def write_data(folder: Path) -> Path:
     for name, rows in (("text", TEXT), ("translation", TRANSLATION), ("general", GENERAL)):
         path = folder / "held_out" / f"{name}.jsonl"
@@ -74,7 +83,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, list
     (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
     data = write_data(tmp_path / "data")
     opened: list[StandIn] = []
-    monkeypatch.setattr(run, "_open", lambda cfg, subject: opened.append(StandIn()) or opened[-1])
+    monkeypatch.setattr(run, "_open", lambda cfg, subject: opened.append(StandIn()) or (opened[-1], cfg.model))
     return load([f"eval.checkpoint={tmp_path / 'base'}", f"data.folder={data}", "eval.general=8"]), opened
 
 
@@ -85,7 +94,7 @@ def scores(folder: Path) -> dict[tuple[str, str, str], float]:
 
 def test_flow(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
     cfg, opened = asked
-    run.evaluate(cfg)
+    score(cfg)
     folder = tmp_path / "base" / "evaluation"
     found = scores(folder)
     assert found["bits_per_byte", "all", "all"] == 1 and found["bits_per_byte", "locale", "de_DE"] == 1
@@ -100,6 +109,7 @@ def test_flow(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
     right = [row["output"].strip() == row["answer"] for row in kept if row["task"] == "general"]
     assert found["accuracy", "all", "all"] == 100 * sum(right) / 8
     record = json.loads((folder / "scores.json").read_text())
+    assert record["model"]["name"] == "tiny_gemma2" and 1e6 < record["model"]["parameters"] < 1e7
     assert record["items"] == {"text": 8, "translation": 12, "general": 8}
     assert (
         record["prompts"]["translation"]["example"].startswith("<turn>Translate the following")
@@ -115,24 +125,24 @@ def test_done_once_for_the_same_checkpoint_data_and_settings(
     asked: tuple[Config, list[StandIn]], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     cfg, opened = asked
-    run.evaluate(cfg)
-    run.evaluate(cfg)
-    assert len(opened) == 1 and "already holds" in capsys.readouterr().out
+    score(cfg)
+    score(cfg)
+    assert len(opened) == 1 and "already" in capsys.readouterr().out
     cfg.eval.general = 5
-    run.evaluate(cfg)
+    score(cfg)
     assert len(opened) == 2
     (tmp_path / "base" / "model.safetensors").write_bytes(b"other weights")
-    run.evaluate(cfg)
+    score(cfg)
     assert len(opened) == 3
     write_data(tmp_path / "data")  # the same again
-    run.evaluate(cfg)
+    score(cfg)
     assert len(opened) == 3
 
 
 def test_output_goes_where_it_is_told(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
     cfg, _ = asked
     cfg.eval.output = str(tmp_path / "elsewhere")
-    run.evaluate(cfg)
+    score(cfg)
     assert (tmp_path / "elsewhere" / "scores.json").is_file() and not (tmp_path / "base" / "evaluation").exists()
 
 
@@ -183,16 +193,16 @@ def test_nothing_is_written_for_bad_input(asked: tuple[Config, list[StandIn]], t
     held_out = tmp_path / "data" / "held_out" / "general.jsonl"
     held_out.write_text(held_out.read_text() + "{broken\n")
     with pytest.raises(InputError, match=r"general\.jsonl"):
-        run.evaluate(cfg)
+        score(cfg)
     manifest.write(tmp_path / "data", {"sources": []})
     with pytest.raises(InputError, match=r"general\.jsonl:11"):
-        run.evaluate(cfg)
+        score(cfg)
     held_out.unlink()
     manifest.write(tmp_path / "data", {"sources": []})
     with pytest.raises(InputError, match="is missing"):
-        run.evaluate(cfg)
+        score(cfg)
     cfg.eval.checkpoint = str(tmp_path / "nowhere")
     write_data(tmp_path / "data")
     with pytest.raises(InputError, match="nowhere"):
-        run.evaluate(cfg)
+        score(cfg)
     assert not opened and not (tmp_path / "base" / "evaluation").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_tower.models.attention import CoreAttention
+from megatron_tower.models.attention import CoreAttention, _causal, _causal_bias
 from megatron_tower.models.packing import pack
 
 DIM, SCALE = 8, 0.4
@@ -94,13 +94,18 @@ def test_gradients_of_packed_rows(backend: str, softcap: float | None):
     packed = [random(41, heads, DIM).float().requires_grad_() for heads in (4, 2, 2)]
     weights = random(41, 4 * DIM).float()
     together = torch.autograd.grad((attention(*packed, None, packed_seq_params=packing) * weights).sum(), packed)
-    pieces = [attention(*(x.unsqueeze(1) for x in piece), None).squeeze(1) for piece in zip(*(x.split(lengths) for x in packed), strict=True)]
+    pieces = [
+        attention(*(x.unsqueeze(1) for x in piece), None).squeeze(1) for piece in zip(*(x.split(lengths) for x in packed), strict=True)
+    ]
     apart = torch.autograd.grad((torch.cat(pieces) * weights).sum(), packed)
     torch.testing.assert_close(together, apart)
 
 
-def test_a_mask_made_while_generating_serves_training():
-    attention, shape = module("sdpa", None, 5), (31, 1, 4, DIM)  # a length no other test uses
+@pytest.mark.parametrize(("backend", "softcap"), BACKENDS)
+def test_a_mask_made_while_generating_serves_training(backend: str, softcap: float | None):
+    """Masks are cached, and a tensor made in inference mode can't be saved for a backward pass."""
+    attention, shape = module(backend, softcap, 5), (31, 1, 4, DIM)  # a length no other test uses
+    _causal.cache_clear(), _causal_bias.cache_clear()
     with torch.inference_mode():
         attention(random(*shape), random(*shape), random(*shape), None)
     q = random(*shape).requires_grad_()
@@ -109,7 +114,10 @@ def test_a_mask_made_while_generating_serves_training():
 
 
 def test_only_layers_of_the_window_have_it():
-    layers = [CoreAttention(SimpleNamespace(softmax_scale=1.0), n, backend="auto", softcap=None, window=4, window_layers=(0, 2)) for n in (1, 2, 3)]
+    layers = [
+        CoreAttention(SimpleNamespace(softmax_scale=1.0), n, backend="auto", softcap=None, window=4, window_layers=(0, 2))
+        for n in (1, 2, 3)
+    ]
     assert [layer.window for layer in layers] == [4, None, 4]
 
 

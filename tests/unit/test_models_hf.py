@@ -26,9 +26,7 @@ SHAPE = {
     "max_position_embeddings": 64,
 }
 QWEN2 = ModelConfig(name="q", family="qwen2", qkv_bias=True, tie_embeddings=False, **SHAPE)
-GEMMA2 = ModelConfig(
-    name="g", family="gemma2", attention_softcap=50.0, final_softcap=30.0, sliding_window=8, window_layers=[0], **SHAPE
-)
+GEMMA2 = ModelConfig(name="g", family="gemma2", attention_softcap=50.0, final_softcap=30.0, sliding_window=8, window_layers=[0], **SHAPE)
 
 
 @pytest.fixture

@@ -1,0 +1,182 @@
+"""A checkpoint is whole or refused, in one sentence and before anything is written or run."""
+
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_tower.config import InputError
+from megatron_tower.data.sources import sha256
+from megatron_tower.runtime import distributed
+from megatron_tower.training import checkpoint
+from tests.distributed import curves
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A run stopped after 10 of 20 steps."""
+    cfg = curves.config(folder, "gemma2", "single", f"run_dir={folder}/run_checkpoint")
+    curves.saved(cfg)
+    distributed.shutdown()
+    return Path(cfg.run_dir)
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint, to be spoiled."""
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run/cpt/checkpoints/step_00000010"
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def refused(copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *more: str) -> str:
+    """What the training command says when it is to go on from the spoiled copy; it must exit with 2 and write nothing."""
+    from megatron_tower import train
+
+    run_dir = copy.parent.parent.parent
+    before = files(run_dir)
+    words = curves.words(folder, "gemma2", *curves.PHASE["gemma2"], f"phase.train_steps={curves.STEPS}", f"run_dir={run_dir}", *more)
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    distributed.shutdown()
+    assert ended.value.code == 2 and files(run_dir) == before
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    return said
+
+
+def test_manifest_lists_every_file(run: Path) -> None:
+    found = checkpoint.latest(run / "cpt")
+    assert (found.step, found.samples, found.model.family) == (10, 80, "gemma2")
+    listed = json.loads((found.path / "manifest.json").read_text())["files"]
+    assert {*listed, "manifest.json"} == {p.name for p in found.path.iterdir()}
+    checkpoint.verify(found.path)
+    assert checkpoint.find(run) == checkpoint.find(run / "cpt") == checkpoint.find(found.path) == found
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "metadata.json", "manifest.json"])
+def test_flipped_byte(copy: Path, name: str) -> None:
+    flip(copy / name)
+    with pytest.raises(InputError, match=f"{name} was changed"):
+        checkpoint.verify(copy)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "manifest.json"])
+def test_missing_file(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(InputError, match=rf"{name} is missing|no {name}"):
+        checkpoint.verify(copy)
+
+
+def test_truncated_shard(copy: Path) -> None:
+    shard = copy / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"has [\d,]+ bytes instead of [\d,]+"):
+        checkpoint.verify(copy)
+
+
+def test_pickle_that_would_run_code(copy: Path, tmp_path: Path) -> None:
+    """Checksums keep accidents out, not people: whoever can change `.metadata` can write a manifest to it."""
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "ran",)
+
+    (copy / ".metadata").write_bytes(pickle.dumps(Evil()))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["files"][".metadata"] = {"bytes": (copy / ".metadata").stat().st_size, "sha256": sha256(copy / ".metadata")}
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"sha256": checkpoint._digest(manifest)}))
+    with pytest.raises(InputError, match=r"\.metadata names pathlib\.Path\.touch|\.metadata names"):
+        checkpoint.verify(copy)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_command_refuses_a_flipped_byte(copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    flip(copy / "__0_0.distcp")
+    assert "__0_0.distcp was changed after it was written" in refused(copy, folder, monkeypatch, capsys)
+
+
+def test_command_refuses_it_before_ranks_are_started(
+    copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (copy / "__0_0.distcp").unlink()
+    monkeypatch.setattr("megatron_tower.runtime.local.run_ranks", lambda *_: pytest.fail("ranks were started"))
+    assert "__0_0.distcp is missing" in refused(copy, folder, monkeypatch, capsys, "parallel=tp2")
+
+
+def test_command_refuses_another_architecture(
+    copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    said = refused(copy, folder, monkeypatch, capsys, "phase=sft", "phase.epochs=null", f"phase.start_from={copy}", "model.num_layers=2")
+    assert "another architecture (num_layers: 4 -> 2)" in said
+
+
+def test_command_refuses_a_full_disk(copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    usage = shutil.disk_usage(copy)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    said = refused(copy, folder, monkeypatch, capsys)
+    needed = int(said.split(" takes ")[1].split(" bytes")[0].replace(",", ""))
+    taken = sum(p.stat().st_size for p in copy.iterdir())
+    assert "has 1,000 free" in said and 0.9 * taken < needed < 1.2 * taken
+
+
+def test_full_disk_at_a_later_save(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_tower.train import build
+
+    cfg = curves.config(folder, "gemma2", "single", f"run_dir={tmp_path}/run")
+    distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
+    trainer = build(cfg, Path(cfg.phase.start_from))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(InputError, match=r"takes [\d,]+ bytes and .* has 1,000 free"):
+        checkpoint.save(cfg.phase_dir, trainer.state, cfg.model, keep_last=1)
+    distributed.shutdown()
+    assert not (tmp_path / "run").exists()
+
+
+def test_keeps_the_last_and_clears_what_a_crash_left(folder: Path, tmp_path: Path) -> None:
+    from megatron_tower.train import build
+
+    cfg = curves.config(folder, "gemma2", "single", f"run_dir={tmp_path}/run")
+    distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
+    trainer = build(cfg, Path(cfg.phase.start_from))
+    left = cfg.phase_dir / "checkpoints/.step_00000003.part"
+    left.mkdir(parents=True)
+    (left / "__0_0.distcp").write_text("half")
+    assert checkpoint.latest(cfg.phase_dir) is None
+    for _ in range(3):
+        trainer.step()
+        checkpoint.save(cfg.phase_dir, trainer.state, cfg.model, keep_last=2)
+    distributed.shutdown()
+    assert sorted(p.name for p in left.parent.iterdir()) == ["latest", "step_00000002", "step_00000003"]
+    checkpoint.verify(checkpoint.latest(cfg.phase_dir).path)
+
+
+def test_opens_for_inference(run: Path, folder: Path, tmp_path: Path) -> None:
+    """From a run and from the HF folder it began with; neither weights nor shape get lost."""
+    cfg = curves.config(folder, "gemma2", "single")
+    shutil.copytree(folder / "gemma2/tokenizer", run / "cpt/tokenizer", dirs_exist_ok=True)
+    distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
+    trained, tokenizer, model = checkpoint.open_for_inference(run, cfg.parallel, cfg.precision)
+    base, _, shape = checkpoint.open_for_inference(folder / "gemma2_base", cfg.parallel, cfg.precision)
+    assert not trained.training and len(tokenizer) == model.vocab_size and model.num_layers == shape.num_layers
+    weights = trained.state_dict()["embedding.word_embeddings.weight"]
+    assert weights.shape == (model.vocab_size, model.hidden_size)
+    assert not weights.equal(base.state_dict()["embedding.word_embeddings.weight"])
+    with pytest.raises(InputError, match="neither a Hugging Face folder nor a run"):
+        checkpoint.open_for_inference(tmp_path, cfg.parallel, cfg.precision)
+    distributed.shutdown()

@@ -1,0 +1,72 @@
+"""What was interrupted goes on as if it had not been: through the real command, with real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_tower.config import REPOSITORY
+from megatron_tower.runtime import distributed
+from tests.distributed import curves
+from tests.distributed.room import words
+
+
+def start(folder: Path, run: Path, *more: str) -> subprocess.Popen:
+    own = [f"run_dir={run}", "phase=cpt", "phase.save_every=4", *more]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-m", "megatron_tower.train", *words(folder, "gemma2", *own)]
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "cpt/metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_run_goes_on_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    """10 steps = 4 steps, SIGKILL, resume, 6 steps: losses, and every byte of the last checkpoint's tensors (weights, moments)."""
+    ten = "phase.train_steps=10"
+    straight = start(folder, tmp_path / "straight", ten)
+    killed = start(folder, tmp_path / "killed", ten)
+    while not (tmp_path / "killed/cpt/checkpoints/latest").exists():
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.005)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert (tmp_path / "killed/cpt/checkpoints/latest").read_text() == "step_00000004\n"
+    resumed = start(folder, tmp_path / "killed", ten)
+    assert (resumed.wait(), straight.wait()) == (0, 0)
+    assert "steps 5 to 10" in resumed.stdout.read()
+    told = [[(m["step"], m["loss"], m["gradient_norm"], m["lr"]) for m in metrics(tmp_path / run)] for run in ("straight", "killed")]
+    assert told[0] == told[1] and [m[0] for m in told[0]] == list(range(1, 11))
+    tensors = [(tmp_path / run / "cpt/checkpoints/step_00000010/__0_0.distcp").read_bytes() for run in ("straight", "killed")]
+    assert tensors[0] == tensors[1]
+    again = start(folder, tmp_path / "killed", ten)
+    assert again.wait() == 0 and "is finished" in again.stdout.read()
+
+
+def test_signal_saves_and_ends_well(folder: Path, tmp_path: Path) -> None:
+    """SIGTERM to the launcher of two ranks: both stop after the same step, a checkpoint is there, the phase is not finished."""
+    run = start(folder, tmp_path, "phase.train_steps=5000", "phase.save_every=0", "parallel=tp2")
+    while not (tmp_path / "cpt/metrics.jsonl").exists() or not metrics(tmp_path):
+        assert run.poll() is None, run.stdout.read()
+        time.sleep(0.02)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=120)[0]
+    assert run.returncode == 0, said
+    step = metrics(tmp_path)[-1]["step"]
+    assert f"SIGTERM: saved at step {step} of 5000" in said
+    assert (tmp_path / "cpt/checkpoints/latest").read_text() == f"step_{step:08d}\n"
+    assert not (tmp_path / "cpt/finished.json").exists() and (tmp_path / "cpt/logs/rank_00001.log").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_chats_go_on_bit_for_bit(folder: Path, precision: str) -> None:
+    """The other family and phase, in this process."""
+    straight = curves.curve(folder, f"qwen2:single:{precision}")
+    assert curves.curve(folder, f"qwen2:single-single:{precision}") == straight[curves.HALF :]
+    distributed.shutdown()

@@ -1,0 +1,35 @@
+"""The benchmark at its smallest: both sides compute the same, every line is there, a difference is refused. Nothing is timed."""
+
+import pytest
+
+from tools import bench
+
+SHAPE = {"num_layers": 2, "hidden_size": 128, "ffn_hidden_size": 96}
+WORK = bench.Work(rows=2, tokens=16, decode_rows=(2,), prompt=4, new=3, steps=1, turns=1)
+
+
+@pytest.mark.parametrize("family", bench.ATTENTION)
+def test_compares_training_and_decoding(single_rank, family: str):
+    results = bench.compare(family, "small", SHAPE, WORK)
+    assert [r.work for r in results] == ["train 2 x 16", "decode 2 x (4 + 3)"]
+    for r in results:
+        assert r.ours > 0 and r.theirs > 0 and r.lowest == r.ratio == r.highest == pytest.approx(r.ours / r.theirs)
+        assert r.model.startswith(f"{family} small")
+    lines = bench.table(results).split("\n")
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+
+
+def test_sides_that_differ_are_not_compared():
+    with pytest.raises(RuntimeError, match="the two sides differ"):
+        bench._take_turns("gemma2", "train", lambda _: 8.3, lambda _: 8.4, 1, WORK)
+    with pytest.raises(RuntimeError, match="the two sides differ"):
+        bench._take_turns("gemma2", "decode", lambda _: [[1, 2]], lambda _: [[1, 3]], 1, WORK)
+
+
+@pytest.mark.parametrize("size", bench.SIZES)
+def test_sizes_are_what_they_are_called(size: str):
+    from megatron_tower.training.throughput import parameters
+
+    for family in bench.ATTENTION:
+        count = parameters(bench.configure(family, bench.SIZES[size], bench.Work()).model)
+        assert count / 1e6 == pytest.approx(float(size.removesuffix("M")), rel=0.2)

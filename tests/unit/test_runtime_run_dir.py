@@ -1,0 +1,80 @@
+"""The phase directory tells one story: one configuration, each step once, no secrets."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_tower.config import Config, InputError, load
+from megatron_tower.runtime import progress, run_dir
+
+
+def config(tmp_path: Path, *more: str) -> Config:
+    return load([f"run_dir={tmp_path}/run", *more])
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    run_dir.check(config(tmp_path))
+    run_dir.open_phase(config(tmp_path), step=0)
+    run_dir.check(config(tmp_path, "parallel=tp2", "eval.batch_size=3"))  # another layout is the same run
+    with pytest.raises(InputError, match=r"phase\.optimizer\.lr: 2e-05 -> 0\.5, seed: 1234 -> 9"):
+        run_dir.check(config(tmp_path, "phase.optimizer.lr=0.5", "seed=9"))
+
+
+def test_run_may_move(tmp_path: Path) -> None:
+    run_dir.open_phase(config(tmp_path), step=0)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run_dir.check(load([f"run_dir={tmp_path}/moved"]))
+    with pytest.raises(InputError, match=r"phase\.start_from"):
+        run_dir.check(load([f"run_dir={tmp_path}/moved", "phase.start_from=elsewhere"]))
+
+
+def test_each_step_once(tmp_path: Path) -> None:
+    """A resume at step 3 takes back what was logged after it, also a line that a crash cut short."""
+    cfg = config(tmp_path)
+    run_dir.open_phase(cfg, step=0)
+    metrics = cfg.phase_dir / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 6)) + '{"step": 6, "lo')
+    run_dir.open_phase(cfg, step=3)
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_environment_of_every_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_JWT", "secret-token")
+    monkeypatch.setenv("WANDB_API_KEY", "secret-key")
+    cfg = config(tmp_path)
+    for step in (0, 40):
+        run_dir.open_phase(cfg, step)
+    starts = json.loads((cfg.phase_dir / "environment.json").read_text())
+    assert [start["step"] for start in starts] == [0, 40]
+    assert starts[1]["slurm"] == {"SLURM_JOB_ID": "77"} and starts[1]["packages"]["torch"] and "commit" in starts[1]["git"]
+    assert not any("secret" in path.read_text() for path in cfg.phase_dir.iterdir() if path.is_file())
+
+
+def test_finished(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    run_dir.open_phase(cfg, step=0)
+    assert not run_dir.is_finished(cfg.phase_dir)
+    run_dir.finish(cfg.phase_dir, step=5)
+    assert run_dir.is_finished(cfg.phase_dir)
+
+
+@pytest.mark.parametrize(("word", "package"), [("phase.tensorboard=true", "tensorboard"), ("phase.wandb_project=x", "wandb")])
+def test_missing_writer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, package: str) -> None:
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    progress.check(config(tmp_path))
+    with pytest.raises(InputError, match=f"pip install {package}"):
+        progress.check(config(tmp_path, word))
+
+
+def test_progress_writes_every_logged_step(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cfg = config(tmp_path, "phase.log_every=2", "phase.tensorboard=true")
+    run_dir.open_phase(cfg, step=0)
+    with progress.Progress(cfg, steps=5, done=0) as told:
+        for step in range(1, 6):
+            told.log(step, {"loss": 1.0 / step, "tokens_per_second": 1234.0})
+    lines = [json.loads(line) for line in (cfg.phase_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 5] and lines[0]["loss"] == 0.5
+    assert "cpt step 5/5  loss 0.2000  1,234 tokens/s" in capsys.readouterr().out
+    assert list((cfg.phase_dir / "tensorboard").iterdir())

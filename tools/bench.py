@@ -1,0 +1,244 @@
+"""Speed beside transformers, in one run on this machine: the same shape, weights, rows, AdamW and number of threads.
+
+Training is a whole step of our trainer (forward, backward, clipping, update) beside the loop that a user of transformers writes;
+decoding is greedy, with a cache, beside `generate`. The two sides take turns (A B A B ...), and a ratio is the median over the turns,
+so that a busy machine slows both. The first losses and the decoded tokens must agree, or nothing is reported.
+
+Run:  python -m tools.bench cpu [--json runs/bench.json]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from megatron_tower.config import Config, InputError, load
+from megatron_tower.data.batch import Batch
+from megatron_tower.runtime import cpu, distributed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from megatron_tower.training.trainer import Trainer
+
+SIZES = {  # heads have 64 channels, two query heads share a key; the vocabulary has 4,096 entries and one matrix
+    "4M": {"num_layers": 4, "hidden_size": 256, "ffn_hidden_size": 768},
+    "20M": {"num_layers": 6, "hidden_size": 512, "ffn_hidden_size": 1408},
+}
+ATTENTION = {"gemma2": "eager", "qwen2": "sdpa"}  # of transformers: its sdpa leaves Gemma's soft-cap out
+COLUMNS = ("model", "work", "tokens/s, ours", "tokens/s, transformers", "ratio", "spread")
+TOLERANCE = 1e-4  # of the first loss
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much of each: training rows x tokens, decoding rows x prompt + new tokens, and turns of each side."""
+
+    rows: int = 4
+    tokens: int = 256
+    decode_rows: tuple[int, ...] = (8, 32)
+    prompt: int = 64
+    new: int = 64
+    steps: int = 2
+    turns: int = 7
+
+
+@dataclass(frozen=True)
+class Result:
+    """Rates in tokens per second, medians over the turns; `ratio` is the median of ours / theirs, `lowest` and `highest` its range."""
+
+    model: str
+    work: str
+    ours: float
+    theirs: float
+    ratio: float
+    lowest: float
+    highest: float
+
+
+class Rows:
+    """Sample i: random tokens, the same at every call."""
+
+    def __init__(self, cfg: Config):
+        self.vocabulary, self.tokens = cfg.model.vocab_size, cfg.phase.seq_length
+
+    def __getitem__(self, index: int) -> Batch:
+        row = torch.randint(self.vocabulary, (1, self.tokens + 1), generator=torch.Generator().manual_seed(index))
+        return Batch(row[:, :-1], row[:, 1:], torch.ones(1, self.tokens), torch.arange(self.tokens)[None])
+
+
+def configure(family: str, shape: dict[str, int], work: Work) -> Config:
+    """The family's small model in another size, and a phase of `work.rows` x `work.tokens` a step at a constant learning rate."""
+    heads = max(2, shape["hidden_size"] // 64)
+    model = shape | {"kv_channels": 64, "num_attention_heads": heads, "num_query_groups": heads // 2, "tie_embeddings": "true"}
+    if family == "gemma2":
+        model["window_layers"] = str(list(range(0, shape["num_layers"], 2))).replace(" ", "")
+    phase = {"seq_length": work.tokens, "global_batch_size": work.rows, "micro_batch_size": work.rows, "train_steps": 1000}
+    words = [f"model.{k}={v}" for k, v in model.items()] + [f"phase.{k}={v}" for k, v in phase.items()]
+    optimizer = ["phase.optimizer.lr=1e-4", "phase.optimizer.schedule=constant", "phase.optimizer.warmup=0"]
+    return load(["phase=cpt", f"model=tiny_{family}", *words, *optimizer])
+
+
+def compare(family: str, size: str, shape: dict[str, int], work: Work) -> list[Result]:
+    """Training and decoding of one family at one size. Raises RuntimeError when the two sides do not compute the same."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from megatron_tower.models.build import build_chunks
+    from megatron_tower.models.families import family_of
+    from megatron_tower.models.hf import load_hf
+    from megatron_tower.training.throughput import parameters
+    from megatron_tower.training.trainer import Trainer
+
+    cfg = configure(family, shape, work)
+    torch.manual_seed(cfg.seed)
+    hf_config = AutoConfig.for_model(**family_of(family).to_hf(cfg.model))
+    theirs = AutoModelForCausalLM.from_config(hf_config, attn_implementation=ATTENTION[family])
+    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        load_hf(chunks, cfg.model, folder)
+    name = f"{family} {size} ({parameters(cfg.model) / 1e6:.1f}M)"
+    decoding = [
+        _take_turns(name, f"decode {rows} x ({work.prompt} + {work.new})", *_decoders(chunks[0], theirs, rows, work), rows * work.new, work)
+        for rows in work.decode_rows
+    ]
+    trainers = _trainers(Trainer(cfg, chunks, Rows(cfg), cfg.phase.train_steps), theirs)
+    training = _take_turns(name, f"train {work.rows} x {work.tokens}", *trainers, work.rows * work.tokens * work.steps, work)
+    return [training, *decoding]
+
+
+def _trainers(trainer: "Trainer", hf: "PreTrainedModel") -> tuple[Callable[[int], float], Callable[[int], float]]:
+    """Two functions that make that many updates and return the first one's loss."""
+    cfg = trainer.cfg
+    o = cfg.phase.optimizer
+    matrices = [p for p in hf.parameters() if p.ndim > 1]
+    vectors = [p for p in hf.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.epsilon)
+    samples = 0
+
+    def their_step() -> float:
+        nonlocal samples
+        batch = Batch.stack([trainer.dataset[samples + i] for i in range(cfg.phase.global_batch_size)])
+        samples += cfg.phase.global_batch_size
+        logits = hf(input_ids=batch.tokens, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(hf.parameters(), o.clip_grad)
+        adamw.step()
+        adamw.zero_grad()
+        return loss.item()
+
+    hf.train()
+    trainer.state.chunks[0].train()
+    return _repeated(lambda: trainer.step()["loss"]), _repeated(their_step)
+
+
+def _repeated(step: Callable[[], float]) -> Callable[[int], float]:
+    """A function that makes that many steps and returns the first one's loss."""
+
+    def run(count: int) -> float:
+        losses = [step() for _ in range(count)]
+        return losses[0]
+
+    return run
+
+
+def _decoders(model: torch.nn.Module, hf: "PreTrainedModel", rows: int, work: Work) -> tuple[Callable, Callable]:
+    """Two functions that decode `rows` prompts greedily and return the new tokens, row by row."""
+    from megatron_tower.rollout.generate import generate
+
+    prompts = torch.randint(3, hf.config.vocab_size, (rows, work.prompt), generator=torch.Generator().manual_seed(0))
+    greedy = {"max_new_tokens": work.new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+    def ours(_: int) -> list[list[int]]:
+        return generate(model, prompts.tolist(), max_new_tokens=work.new, stop_ids=[], pad_id=0, batch_size=rows)
+
+    def theirs(_: int) -> list[list[int]]:
+        tokens: Tensor = hf.generate(prompts, attention_mask=torch.ones_like(prompts), **greedy)
+        return tokens[:, work.prompt :].tolist()
+
+    hf.eval()
+    return ours, theirs
+
+
+def _take_turns(name: str, what: str, ours: Callable, theirs: Callable, tokens: int, work: Work) -> Result:
+    """One turn to warm up and compare, then `work.turns` of each side in alternation."""
+    ours_first, theirs_first = ours(1), theirs(1)
+    same = ours_first == theirs_first if isinstance(ours_first, list) else abs(ours_first - theirs_first) < TOLERANCE
+    if not same:
+        raise RuntimeError(f"{name}, {what}: the two sides differ ({ours_first} against {theirs_first}), their speed can't be compared")
+    seconds: list[tuple[float, float]] = []
+    for _ in range(work.turns):
+        start = time.perf_counter()
+        ours(work.steps)
+        middle = time.perf_counter()
+        theirs(work.steps)
+        seconds.append((middle - start, time.perf_counter() - middle))
+    ratios = [b / a for a, b in seconds]
+    rates = [tokens / statistics.median(side) for side in zip(*seconds, strict=True)]
+    return Result(name, what, *rates, statistics.median(ratios), min(ratios), max(ratios))
+
+
+def machine() -> str:
+    """One line on what it ran on and with."""
+    models = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core", "transformers"))
+    load_average = f"load {os.getloadavg()[0]:.1f} at the end"
+    return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads, {load_average}; {packages}; fp32"
+
+
+def table(results: list[Result]) -> str:
+    """Markdown."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|"]
+    for r in results:
+        lines.append(f"| {r.model} | {r.work} | {r.ours:,.0f} | {r.theirs:,.0f} | {r.ratio:.2f} | {r.lowest:.2f} - {r.highest:.2f} |")
+    return "\n".join(lines)
+
+
+def bench_cpu(options: argparse.Namespace) -> None:
+    if torch.cuda.is_available():
+        raise InputError(
+            "this machine has CUDA, where `cpu` would measure something else: hide it with CUDA_VISIBLE_DEVICES= in the environment"
+        )
+    cpu.install()
+    cfg = load([])
+    distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
+    results = [r for size in options.sizes for family in ATTENTION for r in compare(family, size, SIZES[size], Work(turns=options.turns))]
+    print(machine(), table(results), sep="\n\n")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"machine": machine(), "results": [asdict(r) for r in results]}, indent=1) + "\n")
+    distributed.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Speed beside transformers, measured in one run.")
+    commands = parser.add_subparsers(required=True)
+    on_cpu = commands.add_parser("cpu", help="training and decoding of both families on this machine's cores")
+    on_cpu.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    on_cpu.add_argument("--turns", type=int, default=Work.turns, help="of each side (default: %(default)s)")
+    on_cpu.add_argument("--json", type=Path, help="also write the results there")
+    on_cpu.set_defaults(run=bench_cpu)
+    options = parser.parse_args()
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
