@@ -7,7 +7,6 @@ Each step is a command that can be typed by hand; it is printed before it runs, 
 already, so a second run goes on where the first one stopped. Leaves out: Slurm (a chain of the same steps as jobs).
 """
 
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,20 +15,28 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from megatron_tower.config import REPOSITORY, Config, InputError, check_phase, entry_point, load
+from megatron_tower.config import Config, InputError, check_phase, entry_point, load
+from megatron_tower.runtime import processes
 
 
 @dataclass(frozen=True)
 class Step:
-    """`python -m <module> <words>`, done when it exits with 0."""
+    """`python -m <module> <words>`, done when it exits with 0 and has left what it is to leave."""
 
     title: str
     module: str
     words: list[str]
+    leaves: Path | None = None
 
     @property
     def command(self) -> list[str]:
         return [sys.executable, "-m", self.module, *self.words]
+
+    def run(self) -> int:
+        """Wait for it and return its exit code; a Ctrl-C is the step's to answer, which may save before it ends."""
+        process = processes.start(self.command)
+        with processes.forwarding([process]):
+            return process.wait()
 
 
 def phase_words(cfg: Config, phase: str, words: list[str]) -> list[str]:
@@ -48,7 +55,7 @@ def steps(cfg: Config, words: list[str]) -> list[Step]:
     for phase in cfg.recipe.phases:
         in_phase = phase_words(cfg, phase, words)
         check_phase(load(in_phase))
-        plan.append(Step(f"train {phase}", "megatron_tower.train", in_phase))
+        plan.append(Step(f"train {phase}", "megatron_tower.train", in_phase, run / phase / "finished.json"))
         plan.append(Step(f"evaluate {phase}", "evaluation.run", [*words, f"eval.checkpoint={run / phase}"]))
     last = run / cfg.recipe.phases[-1]
     plan.append(Step("export", "tools.convert_megatron_to_hf", ["--checkpoint", str(last), "--output", str(run / "hf")]))
@@ -70,10 +77,13 @@ def main(cfg: Config) -> None:
         console.rule(f"[bold]{number}/{len(plan)} {step.title}[/]", align="left")
         console.print("$ python " + " ".join(step.command[1:]), style="dim", soft_wrap=True)
         began = time.monotonic()
-        code = subprocess.run(step.command, cwd=REPOSITORY).returncode
+        code = step.run()
         if code:
             console.print(f"{step.title} ended with exit code {code}; mend it and run the same command again: finished steps are kept")
             sys.exit(code)
+        if step.leaves and not step.leaves.exists():
+            console.print(f"{step.title} was interrupted; the same command goes on from there")
+            sys.exit(1)
         console.print(f"{step.title}: {time.monotonic() - began:.0f} s", style="dim")
     console.rule(f"[bold]done in {(time.monotonic() - start) / 60:.1f} min[/]", align="left")
     console.print(f"report: {Path(cfg.run_dir).resolve() / 'report.html'}", soft_wrap=True)

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_tower.config import ClusterConfig, InputError, ParallelConfig, PrecisionConfig
+from megatron_tower.config import ClusterConfig, InputError, ParallelConfig, PrecisionConfig, refuse
 from megatron_tower.data.locales import find
 
 
@@ -59,8 +59,7 @@ def main() -> None:
             raise InputError("nothing to translate: give sentences as arguments or lines on standard input")
         translations = translate(options.checkpoint, source, target, sentences, options.max_new_tokens)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
     from megatron_tower.runtime.distributed import is_rank_zero
 
     if is_rank_zero():

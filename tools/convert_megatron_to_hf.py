@@ -8,19 +8,24 @@ Leaves out: models larger than this machine's memory.
 import argparse
 from pathlib import Path
 
-from megatron_tower.config import InputError, ParallelConfig, PrecisionConfig, refuse
+from megatron_tower.config import ClusterConfig, InputError, ParallelConfig, PrecisionConfig, refuse
+from megatron_tower.runtime import cpu, distributed
 
 
 def convert(checkpoint: Path, output: Path) -> None:
     """Write `checkpoint` (a run directory or one of its checkpoints) to `output`, whole or not at all."""
-    from megatron_tower.models.hf import save_hf
-    from megatron_tower.training.checkpoint import open_for_inference
-
     if (output / "config.json").is_file():
         print(f"{output} is there already")
         return
-    model, tokenizer, shape = open_for_inference(checkpoint, ParallelConfig(name="single"), PrecisionConfig(name="fp32"))
+    cpu.install()
+    from megatron_tower.models.hf import save_hf
+    from megatron_tower.training.checkpoint import open_for_inference
+
+    parallel = ParallelConfig(name="single")
+    distributed.initialize(parallel, seed=0, cluster=ClusterConfig(name="local"))
+    model, tokenizer, shape = open_for_inference(checkpoint, parallel, PrecisionConfig(name="fp32"))
     save_hf([model], shape, output, tokenizer)
+    distributed.shutdown()
     print(f"{checkpoint} -> {output}")
 
 

@@ -7,9 +7,7 @@ SIGINT, SIGTERM and SIGUSR2 are passed on, so that a signal means to all ranks w
 """
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,9 +17,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from megatron_tower.config import Config
+from megatron_tower.runtime import processes
 from megatron_tower.runtime.distributed import place, threads_per_rank
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 GRACE = 5.0  # seconds that the other ranks have to end by themselves after one has failed
 TAIL = 30  # lines of a failed rank's log
 
@@ -55,21 +53,13 @@ def run_ranks(module_argv: list[str], world_size: int, threads: int, logs: Path)
     }
     ranks: list[subprocess.Popen] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_forward_signals(ranks))
+        stack.enter_context(processes.forwarding(ranks))
         stack.callback(_kill, ranks)
         for rank in range(world_size):
             output = None if rank == 0 else stack.enter_context(_log(logs, rank).open("w"))
-            env = os.environ | {k: str(v) for k, v in shared.items()} | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", *module_argv],
-                    env=env,
-                    stdout=output,
-                    stderr=subprocess.STDOUT if output else None,
-                    start_new_session=True,  # a Ctrl-C in the terminal reaches the ranks once, through us
-                    preexec_fn=_die_with_parent,
-                )
-            )
+            own = {"RANK": rank, "LOCAL_RANK": rank}
+            env = {name: str(value) for name, value in (shared | own).items()}
+            ranks.append(processes.start([sys.executable, "-m", *module_argv], env, output))
         failed = _wait(ranks)
     if failed is None:
         return 0
@@ -100,27 +90,6 @@ def _kill(ranks: list[subprocess.Popen]) -> None:
         if rank.poll() is None:
             rank.kill()
         rank.wait()
-
-
-@contextlib.contextmanager
-def _forward_signals(ranks: list[subprocess.Popen]):
-    def forward(number: int, frame: object) -> None:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _die_with_parent() -> None:
-    """In the child: be killed when the launcher is (Linux), so that no rank is left behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _free_port() -> int:

@@ -1,0 +1,50 @@
+"""Child processes that share their parent's fate: signals are passed on to them, and they die when it does.
+
+Imports no torch. Leaves out: ranks (`runtime/local.py`).
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import IO
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+def start(command: list[str], env: dict[str, str] | None = None, output: IO | None = None) -> subprocess.Popen:
+    """Run `command` with `env` added to the environment, in a session of its own: a Ctrl-C reaches it once, through `forwarding`."""
+    return subprocess.Popen(
+        command,
+        env=os.environ | (env or {}),
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+
+
+@contextlib.contextmanager
+def forwarding(children: list[subprocess.Popen]) -> Iterator[None]:
+    """Pass the signals in FORWARDED on to those of `children` (which may grow) that still run; the parent itself goes on."""
+
+    def forward(number: int, frame: object) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when the parent is (Linux), so that nothing is left behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
