@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,7 @@ SIZES = {  # heads have 64 channels, two query heads share a key; the vocabulary
     "20M": {"num_layers": 6, "hidden_size": 512, "ffn_hidden_size": 1408},
 }
 ATTENTION = {"gemma2": "eager", "qwen2": "sdpa"}  # of transformers: its sdpa leaves Gemma's soft-cap out
-COLUMNS = ("model", "work", "tokens/s, ours", "tokens/s, transformers", "ratio", "spread")
+HEAD = "| model | work | tokens/s, ours | tokens/s, transformers | ratio | lowest - highest |\n|---|---|---:|---:|---:|---:|"
 TOLERANCE = 1e-4  # of the first loss
 
 
@@ -91,7 +91,7 @@ def configure(family: str, shape: dict[str, int], work: Work) -> Config:
     return load(["phase=cpt", f"model=tiny_{family}", *words, *optimizer])
 
 
-def compare(family: str, size: str, shape: dict[str, int], work: Work) -> list[Result]:
+def compare(family: str, size: str, shape: dict[str, int], work: Work) -> Iterator[Result]:
     """Training and decoding of one family at one size. Raises RuntimeError when the two sides do not compute the same."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -110,13 +110,11 @@ def compare(family: str, size: str, shape: dict[str, int], work: Work) -> list[R
         theirs.save_pretrained(folder)
         load_hf(chunks, cfg.model, folder)
     name = f"{family} {size} ({parameters(cfg.model) / 1e6:.1f}M)"
-    decoding = [
-        _take_turns(name, f"decode {rows} x ({work.prompt} + {work.new})", *_decoders(chunks[0], theirs, rows, work), rows * work.new, work)
-        for rows in work.decode_rows
-    ]
-    trainers = _trainers(Trainer(cfg, chunks, Rows(cfg), cfg.phase.train_steps), theirs)
-    training = _take_turns(name, f"train {work.rows} x {work.tokens}", *trainers, work.rows * work.tokens * work.steps, work)
-    return [training, *decoding]
+    for rows in work.decode_rows:
+        what = f"decode {rows} x ({work.prompt} + {work.new})"
+        yield _take_turns(name, what, *_decoders(chunks[0], theirs, rows, work), rows * work.new, work)
+    sides = _trainers(Trainer(cfg, chunks, Rows(cfg), cfg.phase.train_steps), theirs)
+    yield _take_turns(name, f"train {work.rows} x {work.tokens}", *sides, work.rows * work.tokens * work.steps, work)
 
 
 def _trainers(trainer: "Trainer", hf: "PreTrainedModel") -> tuple[Callable[[int], float], Callable[[int], float]]:
@@ -196,28 +194,28 @@ def machine() -> str:
     """One line on what it ran on and with."""
     models = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core", "transformers"))
-    load_average = f"load {os.getloadavg()[0]:.1f} at the end"
-    return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads, {load_average}; {packages}; fp32"
+    busy = f"load average {os.getloadavg()[0]:.1f}"
+    return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads, {busy}; {packages}; fp32"
 
 
-def table(results: list[Result]) -> str:
-    """Markdown."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|"]
-    for r in results:
-        lines.append(f"| {r.model} | {r.work} | {r.ours:,.0f} | {r.theirs:,.0f} | {r.ratio:.2f} | {r.lowest:.2f} - {r.highest:.2f} |")
-    return "\n".join(lines)
+def line(r: Result) -> str:
+    """A row of the markdown table that begins with HEAD."""
+    return f"| {r.model} | {r.work} | {r.ours:,.0f} | {r.theirs:,.0f} | {r.ratio:.2f} | {r.lowest:.2f} - {r.highest:.2f} |"
 
 
 def bench_cpu(options: argparse.Namespace) -> None:
-    if torch.cuda.is_available():
-        raise InputError(
-            "this machine has CUDA, where `cpu` would measure something else: hide it with CUDA_VISIBLE_DEVICES= in the environment"
-        )
     cpu.install()
+    if torch.cuda.is_available():
+        raise InputError("this machine has CUDA, where `cpu` would measure something else: set CUDA_VISIBLE_DEVICES= in the environment")
     cfg = load([])
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
-    results = [r for size in options.sizes for family in ATTENTION for r in compare(family, size, SIZES[size], Work(turns=options.turns))]
-    print(machine(), table(results), sep="\n\n")
+    print(machine(), HEAD, sep="\n\n", flush=True)
+    results = []
+    for size in options.sizes:
+        for family in ATTENTION:
+            for result in compare(family, size, SIZES[size], Work(turns=options.turns)):
+                print(line(result), flush=True)
+                results.append(result)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"machine": machine(), "results": [asdict(r) for r in results]}, indent=1) + "\n")
