@@ -4,7 +4,13 @@ import json
 import random
 from pathlib import Path
 
-WORDS = ["the", "a", "red", "green", "old", "house", "river", "bird", "tree", "sings", "flows", "stands", "beside", "under", "quietly", "today", "never", "often", "jumps", "very", "quick", "lazy", "fox", "dozen", "boxing", "wizards", "pack", "my", "with", "jugs"]
+# fmt: off
+WORDS = [
+    "the", "a", "red", "green", "old", "house", "river", "bird", "tree", "sings", "flows",
+    "stands", "beside", "under", "quietly", "today", "never", "often", "jumps", "very", "quick", "lazy",
+    "fox", "dozen", "boxing", "wizards", "pack", "my", "with", "jugs",
+]
+# fmt: on
 SHAPE = (
     *("model.num_layers=4", "model.hidden_size=64", "model.ffn_hidden_size=96", "model.kv_channels=16"),
     *("model.max_position_embeddings=128", "data.vocab_size=400", "phase.seq_length=64", "phase.global_batch_size=8"),
