@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -206,13 +207,17 @@ def typed(composed: DictConfig) -> Config:
 
 
 def load(overrides: list[str]) -> Config:
-    """Compose `conf/` with Hydra words, as a command line would, and check it."""
+    """Compose `conf/` with Hydra words, as a command line would, and check it; also inside a Hydra command line (a recipe's phases)."""
     _register_schema()
+    hydras, outer = GlobalHydra.instance(), GlobalHydra.instance().hydra
+    hydras.hydra = None
     try:
         with hydra.initialize_config_dir(str(CONF), version_base=None):
             cfg = typed(hydra.compose("config", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error)) from error
+    finally:
+        hydras.hydra = outer
     check(cfg)
     return cfg
 

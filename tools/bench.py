@@ -52,7 +52,7 @@ class Work:
     prompt: int = 64
     new: int = 64
     steps: int = 2
-    turns: int = 7
+    turns: int = 5
 
 
 @dataclass(frozen=True)

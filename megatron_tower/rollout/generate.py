@@ -23,7 +23,7 @@ from torch import Tensor
 from megatron_tower.config import InputError
 from megatron_tower.rollout.sampling import next_tokens
 
-BLOCK = 1024  # rows of a weight; MKL multiplies larger ones with a handful of tokens a quarter slower
+BLOCK = 1024  # rows of a weight; on one thread MKL multiplies larger ones with a handful of tokens a quarter slower
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,21 @@ def run(family: str, folder: Path, parallel: ParallelConfig) -> dict[str, list[l
     return answers
 
 
+def check_ties() -> None:
+    """Greedy takes the lowest id of equal logits, on whichever rank it lies."""
+    import torch
+    from megatron.core import parallel_state
+
+    from megatron_tower.rollout.sampling import next_tokens
+
+    group = parallel_state.get_tensor_model_parallel_group()
+    whole = torch.zeros(4, 20)
+    for row, best in enumerate(([], [3, 15], [12, 19], [9, 10])):
+        whole[row, best] = 1.0
+    share = whole.chunk(group.size(), dim=-1)[group.rank()]
+    assert next_tokens(share, torch.zeros(4), 0.0, 1.0, group).tolist() == [0, 3, 12, 9]
+
+
 def main() -> None:
     from megatron_tower.runtime import cpu, distributed
 
@@ -98,6 +113,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for parallel in TWO_RANKS:
         distributed.initialize(parallel, seed=0, cluster=ClusterConfig(name="local"))
+        check_ties()
         answers = {family: run(family, folder / family, parallel) for family in ("gemma2", "qwen2")}
         (folder / f"{parallel.name}.{distributed.place().rank}.json").write_text(json.dumps(answers))
     distributed.shutdown()
