@@ -130,7 +130,7 @@ def _causal(s_q: int, s_k: int, window: int | None, device: torch.device) -> Ten
 
 @lru_cache(maxsize=16)
 def _itself(s_q: int, s_k: int, device: torch.device) -> Tensor:
-    return torch.eye(s_k, dtype=torch.bool, device=device)[s_k - s_q :]
+    return torch.arange(s_k - s_q, s_k, device=device)[:, None] == torch.arange(s_k, device=device)
 
 
 @lru_cache(maxsize=16)

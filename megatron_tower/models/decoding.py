@@ -1,8 +1,8 @@
 """A decoder layer's short way when it generates, on the weights and modules it trains with.
 
-Megatron-core's layer (0.16.1) spends a third of a small model's decoding step on what only training needs, and its attention caches keys
-before RoPE, so that the whole cache is rotated again, sines and cosines included, for each new token. Here a key is rotated once, when it
-enters. Serves static batches (`StaticInferenceContext`); without one, the stock forward runs.
+Megatron-core's layer (0.16.1) passes through much that only training needs, and its attention caches keys before RoPE, so that the whole
+cache is rotated again, sines and cosines included, for each new token. Here a key is rotated once, when it enters.
+Serves static batches (`StaticInferenceContext`); without one, the stock forward runs.
 """
 
 import torch
