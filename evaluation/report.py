@@ -98,7 +98,7 @@ def _method(story: Story) -> list[str]:
     prompts = ", ".join(f"{s.title}: {s.scores['decoding']['prompts']}" for s in story.stages)
     signatures = sorted({s["signature"] for s in first["scores"] if s["signature"] and s["by"] == "pair"})
     return [
-        f"Greedy decoding, at most {asked['max_new_tokens']} new tokens. Prompts ({prompts}) are below.",
+        f"Greedy decoding, at most {asked['max_new_tokens']} new tokens. Prompts ({prompts}) stand in each stage's scores.json.",
         "chrF++ and BLEU over several pairs are the mean over pairs; by kind they are pooled over segments. "
         "“Source copied” beside chrF++ is what the untranslated source would score.",
         "Exact match and accuracy compare after Unicode composition, any white space counting as one space.",

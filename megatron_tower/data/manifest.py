@@ -4,6 +4,7 @@
 (beyond that a checksum costs minutes).
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def write(folder: Path, facts: dict) -> None:
     """Write the manifest of a finished folder: `facts` and {file: {bytes, sha256}} of all it holds."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-    (folder / NAME).write_text(json.dumps({**facts, "files": listed}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    content = {**facts, "files": listed}
+    (folder / NAME).write_text(json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> dict:
@@ -28,10 +30,17 @@ def read(folder: Path) -> dict:
         raise InputError(f"{folder} holds no {NAME}: run python -m tools.prepare_data with the same data= and model=")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        facts["files"]
-    except (ValueError, KeyError, TypeError) as error:
+        digest = facts.pop("sha256")
+    except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}): delete {folder} and run python -m tools.prepare_data again") from error
+    if digest != _digest(facts):
+        raise InputError(f"{path} was changed after it was written: delete {folder} and run python -m tools.prepare_data again")
     return facts
+
+
+def _digest(content: dict) -> str:
+    """Of all that the manifest says, so that no line of it can be changed unnoticed."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def verify(folder: Path) -> dict:

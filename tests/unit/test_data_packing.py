@@ -245,6 +245,10 @@ def test_damaged_folder_is_refused_by_name(folder: Path, words: "tokenizer.PreTr
 
 
 def test_manifest_itself_is_checked(folder: Path) -> None:
+    written = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(written.replace('"vocab_size": 300', '"vocab_size": 301'))
+    with pytest.raises(InputError, match=r"manifest\.json was changed after it was written"):
+        manifest.verify(folder)
     (folder / "manifest.json").write_text('{"files"')
     with pytest.raises(InputError, match=r"manifest\.json is damaged"):
         manifest.verify(folder)
