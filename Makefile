@@ -7,7 +7,7 @@ RUN := .venv/bin/python
 setup: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 12) and f"Python 3.10 to 3.12 is needed and $(PYTHON) is {v[0]}.{v[1]}: name another, as in make PYTHON=python3.11 demo")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 12) and f"Python 3.11 or 3.12 is needed and $(PYTHON) is {v[0]}.{v[1]}: name another, as in make PYTHON=python3.11 demo")'
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet -r requirements.txt
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .

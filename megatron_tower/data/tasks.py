@@ -11,6 +11,7 @@ Leaves out: tasks that need models or annotators (PII, quality scores, grammatic
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from megatron_tower.data.examples import Example
 from megatron_tower.data.locales import locale
@@ -67,14 +68,12 @@ SHARES: dict[Task, float] = {_translation: 0.7, _numbers: 0.06, _casing: 0.06, _
 
 def generate(pairs: Sequence[Pair], count: int, seed: int, held: HeldOut) -> list[Example]:
     """`count` distinct examples from training pairs, by `SHARES`, the same for the same seed; fewer when the pairs run dry."""
+    wanted = {task: round(count * share) for task, share in SHARES.items()}
+    wanted[_translation] += count - sum(wanted.values())  # what rounding left
     examples: list[Example] = []
-    for task, share in SHARES.items():
+    for task, number in wanted.items():
         rng = random.Random(f"{seed}/{task.__name__}")
-        stream = _stream(task, pairs, rng, held)
-        wanted = (
-            round(count * share) if task is not _translation else count - sum(round(count * s) for t, s in SHARES.items() if t is not task)
-        )
-        examples += [example for _, example in zip(range(wanted), stream, strict=False)]
+        examples += islice(_stream(task, pairs, rng, held), number)
     return examples
 
 
