@@ -20,7 +20,7 @@ def write(folder: Path, facts: dict) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     content = {**facts, "files": listed}
-    (folder / NAME).write_text(json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (folder / NAME).write_text(json.dumps({**content, "sha256": digest(content)}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> dict:
@@ -30,16 +30,16 @@ def read(folder: Path) -> dict:
         raise InputError(f"{folder} holds no {NAME}: run python -m tools.prepare_data with the same data= and model=")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        digest = facts.pop("sha256")
+        stated = facts.pop("sha256")
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}): delete {folder} and run python -m tools.prepare_data again") from error
-    if digest != _digest(facts):
+    if stated != digest(facts):
         raise InputError(f"{path} was changed after it was written: delete {folder} and run python -m tools.prepare_data again")
     return facts
 
 
-def _digest(content: dict) -> str:
-    """Of all that the manifest says, so that no line of it can be changed unnoticed."""
+def digest(content: dict) -> str:
+    """sha256 of all that a manifest says, so that no line of it can be changed unnoticed."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

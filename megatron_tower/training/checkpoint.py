@@ -8,7 +8,6 @@ Nothing is unpickled from outside: tensors and `common.pt` are read with `weight
 Any layout of ranks reads what any other wrote. Leaves out: asynchronous saving.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -31,6 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_tower.config import InputError, ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_tower.data import tokenizer
+from megatron_tower.data.manifest import digest
 from megatron_tower.data.sources import sha256
 from megatron_tower.models.build import Decoder, build_chunks
 from megatron_tower.models.hf import load_hf, model_config
@@ -121,7 +121,7 @@ def save(phase_dir: Path, state: TrainingState, model: ModelConfig, keep_last: i
     )
     if is_rank_zero():
         manifest = {"step": state.step, "samples": state.samples, "model": asdict(model), "files": dict(sorted(files.items()))}
-        write_text(aside / MANIFEST, json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
+        write_text(aside / MANIFEST, json.dumps(manifest | {"sha256": digest(manifest)}, indent=1))
         for path in aside.iterdir():
             _fsync(path)
         _fsync(aside)
@@ -204,10 +204,10 @@ def _manifest(path: Path) -> dict:
         raise InputError(f"checkpoint {path} has no {MANIFEST}: it is no checkpoint or was not written to its end; use another one")
     try:
         manifest = json.loads(file.read_text())
-        digest = manifest.pop("sha256")
+        stated = manifest.pop("sha256")
     except (ValueError, KeyError, AttributeError):
-        digest, manifest = "", {}
-    if digest != _digest(manifest):
+        stated, manifest = "", {}
+    if stated != digest(manifest):
         raise InputError(f"checkpoint {path}: {MANIFEST} was changed after it was written: use another checkpoint")
     return manifest
 
@@ -245,10 +245,6 @@ def _unsafe(metadata: Path) -> Iterator[str]:
     for name, entry in found.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             yield f"{name} is a pickled object, not a tensor"
-
-
-def _digest(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _gathered(own: dict) -> dict:

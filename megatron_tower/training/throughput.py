@@ -4,6 +4,7 @@ FLOPs a token, forward and backward = 6 N + 6 L d_attn S        (N parameters, L
 """
 
 from megatron_tower.config import ModelConfig
+from megatron_tower.models.families import family_of
 
 
 def parameters(model: ModelConfig) -> int:
@@ -11,7 +12,7 @@ def parameters(model: ModelConfig) -> int:
     hidden, head = model.hidden_size, model.kv_channels
     qkv = (model.num_attention_heads + 2 * model.num_query_groups) * head
     attention = hidden * qkv + (qkv if model.qkv_bias else 0) + model.num_attention_heads * head * hidden
-    norms = (4 if model.family == "gemma2" else 2) * hidden
+    norms = (4 if family_of(model.family).sandwich_norms else 2) * hidden
     embeddings = model.vocab_size * hidden * (1 if model.tie_embeddings else 2)
     return embeddings + model.num_layers * (attention + 3 * hidden * model.ffn_hidden_size + norms) + hidden
 

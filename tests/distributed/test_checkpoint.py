@@ -99,7 +99,7 @@ def test_pickle_that_would_run_code(copy: Path, tmp_path: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     del manifest["sha256"]
     manifest["files"][".metadata"] = {"bytes": (copy / ".metadata").stat().st_size, "sha256": sha256(copy / ".metadata")}
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"sha256": checkpoint._digest(manifest)}))
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"sha256": checkpoint.digest(manifest)}))
     with pytest.raises(InputError, match=r"\.metadata names pathlib\.Path\.touch|\.metadata names"):
         checkpoint.verify(copy)
     assert not (tmp_path / "ran").exists()
