@@ -5,6 +5,7 @@ Leaves out: anything that isn't in the files the report reads.
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,10 +15,18 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.story import Story
+from evaluation.metrics.bootstrap import Estimate
+from evaluation.story import Stage, Story
 
 COLOURS = ("#7a828c", "#1f6fb4", "#c2500a", "#2f7d4f", "#7b4ba0")  # one a stage, told apart by colour-blind readers and in print
 MARKERS = ("o", "s", "D", "^", "v")
+CURVES = {  # of metrics.jsonl
+    "loss": "loss, nats a token",
+    "margin": "margin",
+    "accuracy": "pairs in order, share",
+    "reward": "mean reward",
+    "kl": "KL to its start, nats",
+}
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -37,12 +46,24 @@ WIDTH = 4.4  # inches; 390 px show it near its own size
 
 @plt.rc_context(STYLE)
 def pareto(story: Story) -> Figure | None:
-    """Translation against general, one point a stage with both intervals, stages joined in order; up and right is better."""
+    """Translation against general, one point a stage with both intervals, stages joined in order; up and right is better.
+
+    Of more than three stages the last three, which lie close together, have a second panel.
+    """
     points = [(i, s, s.get("translation", "chrf"), s.get("general", "accuracy")) for i, s in enumerate(story.stages)]
     points = [p for p in points if p[2] and p[3]]
     if not points:
         return None
-    figure, axes = _axes(3.3)
+    shown = [points, points[-3:]] if len(points) > 3 else [points]
+    figure, panels = plt.subplots(len(shown), figsize=(WIDTH, 0.3 + 3 * len(shown)), squeeze=False, layout="constrained")
+    for axes, part in zip(panels.flat, shown, strict=True):
+        _pareto(axes, part)
+    panels[0][0].legend(loc="best")
+    panels[-1][0].set_xlabel("translation: chrF++, mean over pairs →")
+    return figure
+
+
+def _pareto(axes: Axes, points: list[tuple[int, Stage, Estimate, Estimate]]) -> None:
     axes.plot([x.value for _, _, x, _ in points], [y.value for _, _, _, y in points], color="#aab2bc", linewidth=1.2, zorder=1)
     for i, stage, x, y in points:
         across, up = [[x.value - x.low], [x.high - x.value]], [[y.value - y.low], [y.high - y.value]]
@@ -58,28 +79,38 @@ def pareto(story: Story) -> Figure | None:
             linewidth=1.3,
             label=stage.title,
         )
-    axes.set_xlabel("translation: chrF++, mean over pairs →")
     axes.set_ylabel("general: exact answers, % →")
     axes.margins(0.08)
-    axes.legend(loc="best")
-    return figure
 
 
 @plt.rc_context(STYLE)
-def losses(story: Story) -> Figure | None:
-    """Training loss by step, one panel a trained stage: raw pale, running mean over a fiftieth of the steps in full colour."""
-    trained = [(i, stage) for i, stage in enumerate(story.stages) if stage.curve]
-    if not trained:
+def training(story: Story) -> Figure | None:
+    """What each phase trains for, by step, two panels a row: raw pale, running mean over a fiftieth of the steps in full colour."""
+    drawn = [(i, stage, key) for i, stage in enumerate(story.stages) if stage.curve for key in _curves(stage)]
+    if not drawn:
         return None
-    figure, panels = plt.subplots(1, len(trained), figsize=(WIDTH, 2.7), squeeze=False, layout="constrained")
-    for axes, (i, stage) in zip(panels[0], trained, strict=True):
-        steps, values = [row["step"] for row in stage.curve], [row["loss"] for row in stage.curve]
+    rows = -(-len(drawn) // 2)
+    figure, panels = plt.subplots(rows, min(2, len(drawn)), figsize=(WIDTH, 0.4 + 2.1 * rows), squeeze=False, layout="constrained")
+    for axes, (i, stage, key) in zip(panels.flat, drawn, strict=False):
+        logged = [(row["step"], row[key]) for row in stage.curve if row.get(key) is not None]
+        steps, values = zip(*logged, strict=True)
         axes.plot(steps, values, color=COLOURS[i], alpha=0.3, linewidth=0.8)
         axes.plot(steps, _running_mean(values, max(1, len(values) // 50)), color=COLOURS[i], linewidth=1.6)
-        axes.set_title(stage.title, fontsize=9.5, loc="left")
+        axes.set_title(f"{stage.title}: {CURVES[key]}", fontsize=8.5, loc="left")
+    for axes in panels.flat[len(drawn) :]:
+        axes.set_visible(False)
+    for axes in panels[-1]:
         axes.set_xlabel("step")
-    panels[0][0].set_ylabel("training loss, nats a token")
     return figure
+
+
+def _curves(stage: Stage) -> list[str]:
+    """The keys that tell how the stage's training went: its rewards, else its margins, else its loss."""
+    logged = {key for row in stage.curve for key in row}
+    for keys in (("reward", "kl"), ("margin", "accuracy")):
+        if keys[0] in logged:
+            return [key for key in keys if key in logged]
+    return ["loss"]
 
 
 @plt.rc_context(STYLE)
@@ -135,6 +166,6 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return plt.subplots(figsize=(WIDTH, height), layout="constrained")
 
 
-def _running_mean(values: list[float], width: int) -> list[float]:
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
     """Mean of the last `width` values at each step."""
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(width, i + 1) for i in range(len(values))]

@@ -1,13 +1,14 @@
-"""A checkpoint that answers: greedy continuations of prompts, and the likelihood of texts, under tensor and pipeline parallelism.
+"""A checkpoint that answers: greedy continuations of prompts, the likelihood of texts and of given answers, at any layout.
 
 A checkpoint that has seen chats is prompted in its chat template. One that hasn't (a CPT phase, a tokenizer without template)
 gets the prompt as a text to go on with, and its answer ends with the line: the way its own training text was written.
-Data-parallel replicas share the items and exchange the answers.
+Data-parallel replicas share the items and exchange the answers. Leaves out: context parallelism.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,15 +19,24 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.tasks.task import Likelihood
-from megatron_tower.config import EvalConfig
+from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.batch import Batch
-from megatron_tower.data.chat import prompt_ids, stop_ids
+from megatron_tower.data.chat import encode_all, pad_id, prompt_ids, stop_ids
 from megatron_tower.models.forward import forward
 from megatron_tower.objectives.logprobs import token_logprobs
 from megatron_tower.rollout.generate import generate
 from megatron_tower.runtime.distributed import device
 
 LOGITS_AT_ONCE = 2**28  # elements on one rank: bounds memory where the vocabulary is large
+Item, Found = TypeVar("Item"), TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Token ids, of which the last `count` are scored given all that stands before them."""
+
+    ids: list[int]
+    count: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class MegatronGenerator:
             prompts,
             max_new_tokens=self.cfg.max_new_tokens,
             stop_ids=stops,
-            pad_id=self.tokenizer.pad_token_id,
+            pad_id=pad_id(self.tokenizer),
             batch_size=self.cfg.batch_size,
         )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -73,22 +83,52 @@ class MegatronGenerator:
         documents = [[*self._bos, *ids, self.tokenizer.eos_token_id] for ids in encoded]
         context = self.model.max_sequence_length
         windows = [(row, ids[at : at + context + 1]) for row, ids in enumerate(documents) for at in range(0, len(ids) - 1, context)]
-        windows.sort(key=lambda window: len(window[1]))
         nats = [0.0] * len(texts)
-        for batch in self._batches(windows):
-            for (row, _), found in zip(batch, token_nats(self.model, [ids for _, ids in batch]), strict=True):
-                nats[row] += found
+        for (row, _), found in zip(windows, self._nats([Scored(ids, len(ids) - 1) for _, ids in windows]), strict=True):
+            nats[row] += found
         return [Likelihood(total / math.log(2), len(ids) - 1) for total, ids in zip(nats, documents, strict=True)]
 
-    def _batches(self, windows: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
-        """Neighbours in length together, as many as `eval.batch_size` and the logits' memory allow."""
+    def answer_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Likelihood]:
+        """Bits of each given answer and what ends it (its turn; the text, for a model that has seen no chats) given its prompt.
+
+        Raises InputError for one that is longer than the model's context.
+        """
+        written = self._written(prompts, answers)
+        for prompt, scored in zip(prompts, written, strict=True):
+            if len(scored.ids) - 1 > self.model.max_sequence_length:
+                raise InputError(
+                    f'the prompt "{prompt[:60]}" and its answer have {len(scored.ids)} tokens, more than the model\'s context of '
+                    f"{self.model.max_sequence_length}: shorten or drop that item"
+                )
+        nats = _over_replicas(written, self._nats)
+        return [Likelihood(total / math.log(2), scored.count) for total, scored in zip(nats, written, strict=True)]
+
+    def _written(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Scored]:
+        """Prompt and answer as training wrote them: a chat of two turns, or one text."""
+        if self.chat:
+            chats = [[{"role": "user", "content": p}, {"role": "assistant", "content": a}] for p, a in zip(prompts, answers, strict=True)]
+            return [Scored(ids, sum(said)) for ids, said in encode_all(self.tokenizer, chats)]
+        endings = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
+        end = [self.tokenizer.eos_token_id]
+        return [Scored([*self.prompt(p), *ids, *end], len(ids) + 1) for p, ids in zip(prompts, endings, strict=True)]
+
+    def _nats(self, sequences: Sequence[Scored]) -> list[float]:
+        """-sum log p over the scored tokens of each sequence."""
+        nats = [0.0] * len(sequences)
+        for rows in self._batches(sequences):
+            for row, found in zip(rows, token_nats(self.model, [sequences[row] for row in rows]), strict=True):
+                nats[row] = found
+        return nats
+
+    def _batches(self, sequences: Sequence[Scored]) -> Iterator[list[int]]:
+        """Which go together: neighbours in length, as many as `eval.batch_size` and the logits' memory allow."""
         vocabulary = self.model.vocab_size // parallel_state.get_tensor_model_parallel_world_size()
-        batch: list[tuple[int, list[int]]] = []
-        for window in windows:
-            if batch and (len(batch) == self.cfg.batch_size or (len(batch) + 1) * len(window[1]) * vocabulary > LOGITS_AT_ONCE):
+        batch: list[int] = []
+        for row in sorted(range(len(sequences)), key=lambda row: len(sequences[row].ids)):
+            if batch and (len(batch) == self.cfg.batch_size or (len(batch) + 1) * len(sequences[row].ids) * vocabulary > LOGITS_AT_ONCE):
                 yield batch
                 batch = []
-            batch.append(window)
+            batch.append(row)
         if batch:
             yield batch
 
@@ -98,8 +138,8 @@ class MegatronGenerator:
 
 
 @torch.no_grad()
-def token_nats(model: GPTModel, sequences: list[list[int]]) -> list[float]:
-    """-sum log p(token | those before) over each sequence but its first token, in nats; every rank of a replica gets the answer."""
+def token_nats(model: GPTModel, sequences: list[Scored]) -> list[float]:
+    """-sum log p(token | those before) over each sequence's scored tokens, in nats; every rank of a replica gets the answer."""
     batch = _padded(sequences, parallel_state.get_tensor_model_parallel_world_size()).to(device())
 
     def step(batches: Iterator[Batch], model: GPTModel) -> tuple[Tensor, Callable[..., Tensor]]:
@@ -128,18 +168,19 @@ def token_nats(model: GPTModel, sequences: list[list[int]]) -> list[float]:
     return nats.tolist()
 
 
-def _padded(sequences: list[list[int]], multiple: int) -> Batch:
+def _padded(sequences: list[Scored], multiple: int) -> Batch:
     """Rows padded on the right, where causal attention doesn't look; the length a multiple, for sequence parallelism."""
-    width = -(-(max(len(ids) for ids in sequences) - 1) // multiple) * multiple
+    width = -(-(max(len(s.ids) for s in sequences) - 1) // multiple) * multiple
     full = torch.zeros(len(sequences), width + 1, dtype=torch.int64)
     mask = torch.zeros(len(sequences), width)
-    for row, ids in enumerate(sequences):
-        full[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids) - 1] = 1
+    for row, scored in enumerate(sequences):
+        last = len(scored.ids) - 1
+        full[row, : last + 1] = torch.tensor(scored.ids)
+        mask[row, last - scored.count : last] = 1
     return Batch(full[:, :-1].contiguous(), full[:, 1:].contiguous(), mask, torch.arange(width).repeat(len(sequences), 1))
 
 
-def _over_replicas(items: Sequence[str], answer: Callable[[Sequence[str]], list]) -> list:
+def _over_replicas(items: Sequence[Item], answer: Callable[[Sequence[Item]], list[Found]]) -> list[Found]:
     """Each data-parallel replica answers every n-th item; all get all answers, in the items' order."""
     replica, replicas = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     mine = answer(items[replica::replicas])

@@ -5,16 +5,17 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_tower.config import InputError
 
-Row = dict[str, str]
+Row = dict[str, Any]
 
 
 def read(path: Path, fields: Sequence[str]) -> list[Row]:
     """Every line as a row with the named string fields. InputError names file and line of what is missing, malformed or empty."""
     if not path.is_file():
-        raise InputError(f"{path} is missing: write it with python -m tools.prepare_data")
+        raise InputError(f"{path} is missing (data of an earlier version has no such file): write it with python -m tools.prepare_data")
     rows = []
     with path.open(encoding="utf-8") as lines:
         try:

@@ -1,7 +1,7 @@
 """The report of a run: report.html (one self-contained page, phones included), report.md and figures/*.png, from files alone.
 
 Reads <run_dir>/<stage>/evaluation, <run_dir>/<stage>/metrics.jsonl and the data manifest; stages are `base` and the recipe's
-phases, those that were evaluated. Computes nothing but the n-gram yardsticks.
+phases, those that were evaluated. Computes nothing but the stages' differences, item by item, and the n-gram yardsticks.
 
     python -m evaluation.report run_dir=runs/demo-tiny_gemma2-single
 """
@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation import figures
 from evaluation.baselines import bits_per_byte
-from evaluation.findings import HEADLINES, beside_ngrams, changes, not_learnt, trade
+from evaluation.findings import HEADLINES, aims, beside_ngrams, changes, not_learnt, trade, unjudged
 from evaluation.metrics.bootstrap import Estimate
 from evaluation.metrics.translation import plain
 from evaluation.story import Stage, Story, read
@@ -23,6 +23,14 @@ from megatron_tower.config import Config, EvalConfig, entry_point
 from megatron_tower.runtime.run_dir import write_text
 
 MAX_SAMPLES = 6  # of each, right and wrong
+SECONDS = "seconds_"  # what metrics.jsonl's keys begin with that say where a step's time went
+ITEMS = {
+    "text": "texts",
+    "translation": "translations",
+    "general": "instructions",
+    "preference": "preference pairs",
+    "verifiable": "verifiable instructions",
+}
 
 
 @entry_point
@@ -54,19 +62,20 @@ def write(run_dir: Path, stages: list[str]) -> Path:
 def _facts(story: Story, ngrams: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Everything that the two templates show."""
     means = {name: sum(values.values()) / len(values) for name, values in ngrams.items()}
-    pairs = list(zip(story.stages, story.stages[1:], strict=False))
-    between = [(a, b, changes(a, b)) for a, b in pairs]
+    between = [found for found in changes(story) if found]
     drawn = {
         "pareto": ("Translation against general ability", figures.pareto(story)),
         "bits": ("Bits per byte by locale", figures.bits(story, ngrams)),
-        "losses": ("Training loss", figures.losses(story)),
+        "training": ("Training", figures.training(story)),
     }
     return {
         "story": story,
         "stages": story.stages,
-        "headlines": HEADLINES,
+        "headlines": [headline for headline in HEADLINES if any(headline.of(stage) for stage in story.stages)],
+        "aims": aims(between),
         "between": between,
-        "trades": [said for _, _, found in between if (said := trade(found))],
+        "trade": trade,
+        "unjudged": unjudged(story),
         "beside": beside_ngrams(story, means),
         "unlearnt": not_learnt(story, ngrams),
         "ngrams": ngrams,
@@ -81,12 +90,22 @@ def _facts(story: Story, ngrams: dict[str, dict[str, float]]) -> dict[str, Any]:
         "title": f"Report of {story.run_dir.resolve().name}",
         "subtitle": _subtitle(story),
         "confidence": f"{100 * story.stages[0].scores['settings']['confidence']:g}",
+        "by_group": (
+            ("Preference accuracy, %", "preference", "accuracy", "kind", 1),
+            ("Preference accuracy, %", "preference", "accuracy", "locale", 1),
+            ("Preference margin, nats a token", "preference", "margin", "kind", 3),
+            ("Mean verifiable reward, %", "verifiable", "reward", "reward", 1),
+            ("Mean verifiable reward, %", "verifiable", "reward", "family", 1),
+            ("Mean verifiable reward, %", "verifiable", "reward", "locale", 1),
+        ),
         "translation_metrics": (("chrf", "chrF++", 1), ("bleu", "BLEU", 1), ("exact_match", "exact match, %", 1)),
         "translation_rows": [(by, group) for by in ("pair", "direction", "all") for group in story.groups("translation", "chrf", by)],
         "faults": (("empty", "empty"), ("copied", "source copied"), ("wrong_language", "wrong language")),
         "sources": story.manifest["sources"],
         "method": _method(story),
         "times": [_time(stage) for stage in story.stages],
+        "rollouts": [f"{stage.title}: {', '.join(said)}." for stage in story.stages if (said := _rollouts(stage))],
+        "spent": [(stage.title, spent) for stage in story.stages if (spent := _spent(stage))],
         "show": _show,
     }
 
@@ -103,6 +122,10 @@ def _method(story: Story) -> list[str]:
         "“Source copied” beside chrF++ is what the untranslated source would score.",
         "Exact match and accuracy compare after Unicode composition, any white space counting as one space.",
         "Wrong language is judged by lid.176 where the answer has 20 characters or more and the detector recognises the reference.",
+        "Preference accuracy: share of held-out pairs whose chosen answer has the higher mean log-probability a token (its end of turn "
+        "included), a tie counting half. Verifiable reward: mean of the rewards that GRPO trains on, from 0 to 100 %, over held-out items.",
+        "From stage to stage: paired bootstrap of the difference on the same items, without those that have no verdict at either stage; "
+        "it is called one where its interval leaves out 0.",
         f"Intervals: {100 * asked['confidence']:g} % percentile bootstrap over segments, {asked['bootstrap_samples']} resamples within "
         "each pair or locale; shares of exactly 0 or 100 % have the exact binomial bound.",
         "Bits per byte: bits of each document and its end, given its beginning, over its UTF-8 bytes. The n-gram models have the same "
@@ -117,22 +140,40 @@ def _time(stage: Stage) -> dict[str, str]:
     if not stage.curve:
         return {"stage": stage.title, "steps": "–", "tokens": "–", "rate": "–", "training": "–", "evaluation": evaluation}
     steps = int(stage.curve[-1]["step"])
-    a_step = sum(stage.tokens_per_step / row["tokens_per_second"] for row in stage.curve) / len(stage.curve)
+    tokens = sum(stage.tokens) / len(stage.curve)
+    a_step = sum(n / row["tokens_per_second"] for n, row in zip(stage.tokens, stage.curve, strict=True)) / len(stage.curve)
     return {
         "stage": stage.title,
         "steps": f"{steps:,}",
-        "tokens": f"{steps * stage.tokens_per_step:,}",
-        "rate": f"{stage.tokens_per_step / a_step:,.0f}",
+        "tokens": f"{steps * tokens:,.0f}",
+        "rate": f"{tokens / a_step:,.0f}",
         "training": f"{steps * a_step:.0f}",
         "evaluation": evaluation,
     }
 
 
+def _spent(stage: Stage) -> list[tuple[str, str, str]]:
+    """(part, mean seconds a step, % of the parts' sum) of a phase whose steps have more parts than the update; else nothing."""
+    parts = sorted({key for row in stage.curve for key in row if key.startswith(SECONDS)})
+    means = {key.removeprefix(SECONDS).replace("_", " "): stage.curve_mean(key) for key in parts}
+    if len(means) < 2:
+        return []
+    total = sum(means.values())
+    return [(part, f"{spent:.2f}", f"{100 * spent / total:.0f}") for part, spent in sorted(means.items(), key=lambda item: -item[1])]
+
+
+def _rollouts(stage: Stage) -> list[str]:
+    """What of the sampled answers taught nothing, of a phase that records it."""
+    counts = (("timeouts", "answers a step timed out"), ("dropped_groups", "groups a step dropped, their answers all having one reward"))
+    return [f"{mean:.2f} {words}" for key, words in counts if (mean := stage.curve_mean(key)) is not None]
+
+
 def _subtitle(story: Story) -> str:
     model, items = story.stages[-1].scores["model"], story.stages[0].scores["items"]
+    held_out = [f"{count:,} {ITEMS[task]}" for task, count in items.items()]
     return (
         f"{' → '.join(s.title for s in story.stages)} of {model['name']} ({model['parameters'] / 1e6:,.1f}M parameters), "
-        f"on {items['text']:,} texts, {items['translation']:,} translations and {items['general']:,} instructions held out from training."
+        f"on {', '.join(held_out[:-1])} and {held_out[-1]} held out from training."
     )
 
 
@@ -145,7 +186,7 @@ def _show(estimate: Estimate | None, digits: int) -> tuple[str, str]:
 
 def _samples(story: Story, right: bool) -> Iterator[dict[str, Any]]:
     """Translations that the last stage got right (or wrong), every stage's side by side: the first of each pair, kinds in turn."""
-    answers = [[row for row in stage.generations if row["task"] == "translation"] for stage in story.stages]
+    answers = [stage.lines("translation") for stage in story.stages]
     kinds: Counter[str] = Counter()
     pairs: set[str] = set()
     for _ in range(MAX_SAMPLES):

@@ -1,4 +1,4 @@
-"""Score one checkpoint on the held-out data: task -> prompts -> generations -> scores -> scores.json and generations.jsonl.
+"""Score one checkpoint on the held-out data: task -> prompts -> generations -> (rewards) -> scores -> scores.json, generations.jsonl.
 
     python -m evaluation.run eval.checkpoint=runs/demo/sft
     python -m evaluation.run eval.checkpoint=runs/demo/sft parallel=tp2
@@ -10,8 +10,10 @@ unless eval.output says otherwise. Does nothing when the same checkpoint was sco
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from omegaconf import OmegaConf
 from evaluation.held_out import Row, read
 from evaluation.metrics.bootstrap import Resampling
 from evaluation.tasks import TASKS
-from evaluation.tasks.task import Answer, Generator, Score
+from evaluation.tasks.task import Answer, Generator, Score, Verdict, Verify
 from megatron_tower.config import Config, InputError, entry_point
 from megatron_tower.runtime import cpu
 from megatron_tower.runtime.run_dir import write_text
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from evaluation.generator import MegatronGenerator
     from megatron_tower.config import ModelConfig
 
-VERSION = 1  # of tasks and metrics; raised when the same answers would score otherwise
+VERSION = 2  # of tasks and metrics; raised when the same answers would score otherwise
+PROCESSES = 8  # at most, that compute rewards
 HASHED_WHOLE = 256 << 20  # bytes; of a larger file the ends, for hashing 140 GB takes longer than loading them
 
 
@@ -108,7 +111,8 @@ def evaluate(cfg: Config, plan: Plan) -> None:
     generator, model = _open(cfg, plan.subject)
     seconds = {"open": time.monotonic() - began}
     how = Resampling(cfg.eval.bootstrap_samples, cfg.eval.confidence, cfg.seed)
-    scores, prompts, lines = score_tasks(generator, plan.asked, how, seconds)
+    with rewards(cfg) as verify:
+        scores, prompts, lines = score_tasks(generator, plan.asked, how, seconds, verify)
     result = {
         "key": plan.key,
         "checkpoint": asdict(plan.subject),
@@ -129,7 +133,7 @@ def evaluate(cfg: Config, plan: Plan) -> None:
 
 
 def score_tasks(
-    generator: Generator, asked: dict[str, list[Row]], how: Resampling, seconds: dict[str, float]
+    generator: Generator, asked: dict[str, list[Row]], how: Resampling, seconds: dict[str, float], verify: Verify
 ) -> tuple[list[Score], dict[str, str], list[Answer]]:
     """(scores, an example prompt a task with its text as `{field}`, lines of generations.jsonl); adds each task's seconds."""
     scores: list[Score] = []
@@ -138,12 +142,33 @@ def score_tasks(
     for task in TASKS:
         began, rows = time.monotonic(), asked[task.name]
         answers = task.ask(generator, rows)
+        if task.verify:
+            answers = task.verify(rows, answers, verify)
         scores += task.score(rows, answers, how)
         if example := task.prompt(rows[0] | {task.text: f"{{{task.text}}}"}, generator.chat):
             prompts[task.name] = example
         lines += [{"task": task.name, **row, **answer} for row, answer in zip(rows, answers, strict=True)]
         seconds[task.name] = time.monotonic() - began
     return scores, prompts, lines
+
+
+@contextmanager
+def rewards(cfg: Config) -> Iterator[Verify]:
+    """The rewards' verdicts on (item, answer), from processes of rank 0, which tells the other ranks."""
+    import torch.distributed as dist
+
+    from megatron_tower.rewards.pool import VerifierPool
+    from megatron_tower.runtime.distributed import place
+
+    with VerifierPool(min(PROCESSES, os.cpu_count() or 1), cfg.eval.reward_timeout) as pool:
+
+        def verify(answered: list[tuple[Row, str]]) -> Sequence[Verdict]:
+            told = [pool.score(answered) if place().rank == 0 else None]
+            if place().world_size > 1:
+                dist.broadcast_object_list(told, src=0)
+            return told[0]
+
+        yield verify
 
 
 def identify(path: Path) -> Subject:

@@ -4,6 +4,7 @@ A stage is `run_dir/<name>` with evaluation/scores.json in it. Bad or mismatched
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from evaluation.metrics.bootstrap import Estimate
 from megatron_tower.config import InputError
 
 RECORDED = {"model", "data", "settings", "decoding", "prompts", "items", "seconds", "scores"}
-TITLES = {"base": "Base", "cpt": "CPT", "sft": "SFT"}
+TITLES = {"base": "Base", "cpt": "CPT", "sft": "SFT", "wpo": "WPO", "grpo": "GRPO"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,22 @@ class Stage:
     def title(self) -> str:
         return TITLES.get(self.name, self.name)
 
-    @property
-    def tokens_per_step(self) -> int:
+    @cached_property
+    def tokens(self) -> list[float]:
+        """Trained on in each step of the curve, as recorded; a run of an earlier version recorded none, its rows were all full."""
+        if all("tokens" in row for row in self.curve):
+            return [row["tokens"] for row in self.curve]
         phase = OmegaConf.create(self.config).phase
-        return phase.global_batch_size * phase.seq_length
+        return [phase.global_batch_size * phase.seq_length] * len(self.curve)
+
+    def curve_mean(self, key: str) -> float | None:
+        """Mean over the logged steps that have the key."""
+        values = [row[key] for row in self.curve if row.get(key) is not None]
+        return sum(values) / len(values) if values else None
+
+    def lines(self, task: str) -> list[dict[str, Any]]:
+        """The task's items with what this stage answered, in the same order for every stage."""
+        return [line for line in self.generations if line["task"] == task]
 
     @cached_property
     def table(self) -> dict[tuple[str, str, str, str], Estimate]:
@@ -87,11 +100,17 @@ def _stage(folder: Path) -> Stage:
     scores = _json(evaluation / "scores.json")
     if missing := RECORDED - scores.keys():
         raise InputError(f"{evaluation / 'scores.json'} lacks {', '.join(sorted(missing))}: remove it and run evaluation.run again")
+    generations = list(_lines(evaluation / "generations.jsonl"))
+    if (answered := Counter(line["task"] for line in generations)) != scores["items"]:
+        raise InputError(
+            f"{evaluation / 'generations.jsonl'} holds {dict(answered)} answers and scores.json speaks of {scores['items']}: "
+            "remove scores.json and run evaluation.run again"
+        )
     curve, config = folder / "metrics.jsonl", folder / "config.yaml"
     return Stage(
         folder.name,
         scores,
-        list(_lines(evaluation / "generations.jsonl")),
+        generations,
         [row for row in _lines(curve) if "loss" in row] if curve.is_file() else [],
         config.read_text() if config.is_file() else "",
     )

@@ -12,9 +12,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -22,6 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from megatron_tower.checks import layout_problems, phase_problems
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
@@ -75,15 +76,69 @@ class OptimizerConfig:
 
 
 @dataclass
+class CausalLMConfig:
+    """Next-token cross entropy (objectives/causal_lm.py); has no settings."""
+
+    name: str = "causal_lm"
+
+
+@dataclass
+class WPOConfig:
+    """Weighted preference optimisation (objectives/wpo.py); `weighting: none` is DPO."""
+
+    name: str = "wpo"
+    weighting: str = "wpo"  # wpo | none
+    beta: float = MISSING
+    clamp: float = 1.0  # upper bound of the weight
+    label_smoothing: float = 0.0  # probability that a pair is labelled the wrong way round
+    length_normalised: bool = False  # margins of mean instead of summed log-probabilities
+    sft_coefficient: float = 0.0  # of the chosen answer's mean negative log-likelihood, added to the loss
+    reference: str = "stored"  # stored: scored once before the first step | live: a frozen copy of the weights is kept
+
+
+@dataclass
+class GRPOConfig:
+    """Group-relative policy optimisation (objectives/grpo.py)."""
+
+    name: str = "grpo"
+    aggregation: str = "grpo"  # grpo | dr_grpo | dapo
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: float = 0.0  # coefficient of the k3 estimate of KL(policy || start_from); 0: no reference model is kept
+    importance_cap: float | None = None  # truncated importance sampling: weight min(pi_train / pi_rollout, cap); null: off
+
+
+OBJECTIVES = {"causal_lm": CausalLMConfig, "wpo": WPOConfig, "grpo": GRPOConfig}
+
+
+@dataclass
+class RolloutConfig:
+    """How answers are sampled and scored during training (rollout/experience.py)."""
+
+    rollouts_per_prompt: int = MISSING
+    temperature: float = MISSING
+    top_p: float = MISSING
+    max_new_tokens: int = MISSING
+    updates: int = 1  # optimizer updates made from one round of rollouts, on equal shares of its prompts
+    refills: int = 0  # further rounds of prompts when groups without variance leave a step short of prompts
+    batch_size: int = 64  # answers decoded at once
+    timeout: float = 10.0  # seconds a reward may take for one answer
+    processes: int = 1  # that compute rewards, on each data-parallel rank
+
+
+@dataclass
 class PhaseConfig:
     """One training phase: which data, which objective, from which weights, for how long."""
 
-    name: str = MISSING  # cpt | sft
-    objective: str = MISSING  # causal_lm
+    name: str = MISSING  # cpt | sft | wpo | grpo: also the phase's directory
+    dataset: str = MISSING  # documents | chats | preferences | prompts
+    file: str | None = None  # JSONL of preferences or prompts; null: what the data step wrote
+    objective: Any = MISSING  # one of OBJECTIVES, by its `name`
+    rollout: RolloutConfig | None = None  # for grpo
     start_from: str = MISSING  # an HF folder or a run directory or one of its checkpoints
-    seq_length: int = MISSING
-    global_batch_size: int = MISSING  # rows of seq_length tokens
-    micro_batch_size: int = MISSING
+    seq_length: int = MISSING  # tokens of a row; of a prompt with its answer for preferences and prompts
+    global_batch_size: int = MISSING  # rows of seq_length tokens, pairs, or prompts
+    micro_batch_size: int = MISSING  # rows, pairs, or answers
     train_steps: int | None = None
     epochs: float | None = None  # instead of train_steps
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -112,6 +167,14 @@ class DataConfig:
     sft_examples: int = 0
     sft_translation_share: float = 0.22
     instruction_kinds: list[str] = field(default_factory=list)  # of the general examples
+    verifiable_families: list[str] = field(default_factory=list)  # of translation instructions that can be checked; none named: all
+    verifiable_kinds: list[str] = field(default_factory=list)  # of pairs that they are made from; none named: all
+    verifiable_composed: float = 0.3  # share of them with two or three constraints
+    verifiable_own_language: float = 0.3  # share of them in the target's language
+    verifiable_sft: int = 0  # examples of them among SFT's translation-related ones
+    rl_prompts: int = 0
+    rl_shares: dict[str, float] = field(default_factory=dict)  # of the prompts: reward -> share
+    preference_pairs: int = 0  # translation against damaged copy
     seed: int = 1234
 
 
@@ -158,10 +221,36 @@ class EvalConfig:
     text_per_locale: int = 0
     translations_per_locale: int = 0
     general: int = 0
+    preference: int = 0
+    verifiable: int = 0
     batch_size: int = 64
     max_new_tokens: int = 64
+    reward_timeout: float = 10.0  # seconds for one answer
     bootstrap_samples: int = 1000
     confidence: float = 0.95
+
+
+@dataclass
+class PairsConfig:
+    """Preference pairs: which answers of which checkpoint, how they are scored (tools/build_pairs.py)."""
+
+    name: str = MISSING
+    checkpoint: str | None = None  # samples the answers: a run directory, a checkpoint or an HF folder
+    items: str | None = None  # JSONL of prompts with their rewards; null: what the data step wrote
+    answers: str | None = None  # JSONL of answers that were made elsewhere: {prompt, answers}
+    given: str | None = None  # JSONL of ready pairs, or of post-edits {source, mt, post_edit, source_locale, target_locale}
+    output: str | None = None  # null: <run_dir>/pairs.jsonl
+    prompts: int = 0  # 0: all items
+    samples: int = 5
+    temperature: float = 0.8
+    top_p: float = 0.95
+    max_new_tokens: int = 512
+    batch_size: int = 64
+    scorer: str = "rewards"  # rewards | comet | reward_model
+    scorer_path: str | None = None
+    minimum_gap: float = 0.0  # no pair of scores as close as this
+    timeout: float = 10.0  # seconds a reward may take for one answer
+    processes: int = 1
 
 
 @dataclass
@@ -184,6 +273,7 @@ class Config:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     run_dir: str = MISSING  # of the whole recipe; a phase lives in run_dir/<phase>
     seed: int = 1234
@@ -201,9 +291,19 @@ def _register_schema() -> None:
 def typed(composed: DictConfig) -> Config:
     """The composed config as dataclasses; raises InputError for a key that was added (`+x=`), a missing value, a broken interpolation."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed)))
+        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed)))
+        cfg.phase.objective = _objective(cfg.phase.objective)
     except OmegaConfBaseException as error:
         raise InputError(_one_line(error)) from error
+    return cfg
+
+
+def _objective(options: object) -> CausalLMConfig | WPOConfig | GRPOConfig:
+    """The options under the schema that their name selects."""
+    name = options.get("name") if isinstance(options, dict) else options
+    if name not in OBJECTIVES or not isinstance(options, dict):
+        raise InputError(f"phase.objective.name={name} is unknown: use one of {', '.join(OBJECTIVES)}, as in phase.objective.name=wpo")
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(OBJECTIVES[name]), options))
 
 
 def load(overrides: list[str]) -> Config:
@@ -252,12 +352,12 @@ def refuse(error: Exception) -> NoReturn:
 
 def check(cfg: Config) -> None:
     """Raise InputError with every contradiction of model, layout and precision that shows without touching a device."""
-    _refuse(_layout_problems(cfg))
+    _refuse(layout_problems(cfg))
 
 
 def check_phase(cfg: Config) -> None:
     """Raise InputError where the phase's batch, sequence or length does not fit the model and the layout."""
-    _refuse(_phase_problems(cfg))
+    _refuse(phase_problems(cfg))
 
 
 def _refuse(problems: Iterator[str]) -> None:
@@ -265,76 +365,7 @@ def _refuse(problems: Iterator[str]) -> None:
         raise InputError(found)
 
 
-def _layout_problems(cfg: Config) -> Iterator[str]:
-    model, par = cfg.model, cfg.parallel
-    for name in ("tensor", "pipeline", "context", "data"):
-        if getattr(par, name) < 1:
-            yield f"parallel.{name}={getattr(par, name)} must be 1 or more"
-            return
-    for what, count in (
-        ("key-value heads", model.num_query_groups),
-        ("attention heads", model.num_attention_heads),
-        ("vocabulary entries", model.vocab_size),
-    ):
-        if count % par.tensor:
-            fits = ", ".join(str(n) for n in range(1, min(count, 64) + 1) if count % n == 0)
-            yield f"model={model.name} has {count} {what}; parallel.tensor={par.tensor} does not divide them: use one of {fits}"
-    if model.num_attention_heads % model.num_query_groups:
-        yield f"model={model.name}: {model.num_attention_heads} attention heads are no multiple of {model.num_query_groups} query groups"
-    if model.num_layers % (par.pipeline * (par.virtual_pipeline or 1)):
-        yield (
-            f"model={model.name} has {model.num_layers} layers; parallel.pipeline={par.pipeline} x virtual_pipeline="
-            f"{par.virtual_pipeline or 1} does not divide them: choose a product that does"
-        )
-    if par.virtual_pipeline and par.pipeline == 1:
-        yield "parallel.virtual_pipeline needs parallel.pipeline of 2 or more"
-    if par.sequence_parallel and par.tensor == 1:
-        yield "parallel.sequence_parallel needs parallel.tensor of 2 or more"
-    if cfg.precision.fp8 and not find_spec("transformer_engine"):
-        yield (
-            f"precision={cfg.precision.name} needs Transformer Engine, which is not installed: "
-            "pip install -r requirements-gpu.txt on a machine with a GPU, or use precision=bf16"
-        )
-    if model.hf_folder and not (Path(model.hf_folder) / "config.json").is_file():
-        yield f"model.hf_folder={model.hf_folder} holds no config.json: give a downloaded Hugging Face model folder"
-    yield from _unknown_words(
-        ("model.attention_backend", model.attention_backend, ("auto", "eager", "sdpa")),
-        ("precision.params", cfg.precision.params, ("float32", "bfloat16")),
-        ("precision.fp8", cfg.precision.fp8, (None, "delayed", "tensorwise", "blockwise")),
-        ("cluster.launcher", cfg.cluster.launcher, ("local",)),
-        ("cluster.device", cfg.cluster.device, ("auto", "cpu", "cuda")),
-    )
-
-
-def _phase_problems(cfg: Config) -> Iterator[str]:
-    model, phase, par = cfg.model, cfg.phase, cfg.parallel
-    per_step = par.data * phase.micro_batch_size
-    if phase.micro_batch_size < 1 or phase.global_batch_size < 1 or phase.global_batch_size % per_step:
-        yield (
-            f"phase.global_batch_size={phase.global_batch_size} is no multiple of parallel.data={par.data} x "
-            f"phase.micro_batch_size={phase.micro_batch_size}: use a multiple of {max(per_step, 1)}"
-        )
-    if phase.seq_length % par.context:
-        yield f"phase.seq_length={phase.seq_length} is not divisible by parallel.context={par.context}"
-    if par.sequence_parallel and phase.seq_length % par.tensor:
-        yield f"phase.seq_length={phase.seq_length} is not divisible by parallel.tensor={par.tensor}, as sequence_parallel needs"
-    if phase.seq_length > model.max_position_embeddings:
-        yield f"phase.seq_length={phase.seq_length} exceeds model={model.name}'s context of {model.max_position_embeddings}"
-    if (phase.train_steps is None) == (phase.epochs is None):
-        yield f"phase={phase.name}: give either phase.train_steps or phase.epochs, the other null"
-    yield from _unknown_words(
-        ("phase.recompute", phase.recompute, ("none", "selective", "full")),
-        ("phase.optimizer.schedule", phase.optimizer.schedule, ("cosine", "linear", "constant")),
-    )
-
-
-def _unknown_words(*choices: tuple[str, str | None, tuple[str | None, ...]]) -> Iterator[str]:
-    for key, value, allowed in choices:
-        if value not in allowed:
-            yield f"{key}={value} is unknown: use one of {', '.join(str(a) for a in allowed)}"
-
-
-def difference(old: Config, new: Config, ignore: tuple[str, ...] = ("parallel", "cluster", "eval", "recipe")) -> list[str]:
+def difference(old: Config, new: Config, ignore: tuple[str, ...] = ("parallel", "cluster", "eval", "pairs", "recipe")) -> list[str]:
     """Keys that differ, as `phase.train_steps: 300 -> 400`; groups in `ignore` may change between runs of one directory."""
 
     def walk(a: object, b: object, path: str) -> Iterator[str]:
@@ -343,7 +374,7 @@ def difference(old: Config, new: Config, ignore: tuple[str, ...] = ("parallel", 
             x, y = getattr(a, f.name), getattr(b, f.name)
             if name in ignore:
                 continue
-            if hasattr(x, "__dataclass_fields__"):
+            if hasattr(x, "__dataclass_fields__") and type(x) is type(y):
                 yield from walk(x, y, f"{name}.")
             elif x != y:
                 yield f"{name}: {x} -> {y}"

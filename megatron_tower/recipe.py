@@ -1,5 +1,7 @@
 """All of a recipe on this machine: data, base model, each phase and its evaluation, an export, the report.
 
+Preference pairs are sampled from the stage before the phase that learns from them.
+
     python -m megatron_tower.recipe recipe=demo
     python -m megatron_tower.recipe recipe=demo model=tiny_qwen2 parallel=tp2
 
@@ -54,7 +56,10 @@ def steps(cfg: Config, words: list[str]) -> list[Step]:
     ]
     for phase in cfg.recipe.phases:
         in_phase = phase_words(cfg, phase, words)
-        check_phase(load(in_phase))
+        checked = load(in_phase)
+        check_phase(checked)
+        if checked.phase.dataset == "preferences":
+            plan.append(Step("preference pairs", "tools.build_pairs", in_phase, Path(checked.phase.file)))
         plan.append(Step(f"train {phase}", "megatron_tower.train", in_phase, run / phase / "finished.json"))
         plan.append(Step(f"evaluate {phase}", "evaluation.run", [*words, f"eval.checkpoint={run / phase}"]))
     last = run / cfg.recipe.phases[-1]

@@ -17,7 +17,11 @@ from megatron_tower.runtime import cpu, distributed, progress, run_dir
 from megatron_tower.runtime.local import relaunch_if_needed
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from megatron_tower.models.build import Decoder
     from megatron_tower.training.checkpoint import Checkpoint
+    from megatron_tower.training.rounds import Source
     from megatron_tower.training.trainer import Trainer
 
 
@@ -73,26 +77,60 @@ def train(cfg: Config, start: "Path | Checkpoint") -> None:
 def build(cfg: Config, start: "Path | Checkpoint") -> "Trainer":
     """The trainer at `start`, on initialised ranks: the phase's own checkpoint brings the optimizer and the step, others weights only."""
     from megatron_tower.data import build, tokenizer
-    from megatron_tower.models.build import build_chunks
-    from megatron_tower.models.hf import load_hf
     from megatron_tower.training import checkpoint
-    from megatron_tower.training.state import TrainingState
     from megatron_tower.training.trainer import Trainer
 
     tokens = tokenizer.load(Path(cfg.data.folder) / "tokenizer")
     steps = cfg.phase.train_steps or _steps(cfg, build.training_dataset(cfg, tokens, num_rows=1).rows_per_epoch)
     dataset = build.training_dataset(cfg, tokens, num_rows=steps * cfg.phase.global_batch_size)
-    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision, recompute=cfg.phase.recompute)
     resumed = isinstance(start, checkpoint.Checkpoint) and start.path.parent.parent == cfg.phase_dir
-    if not isinstance(start, checkpoint.Checkpoint):
-        load_hf(chunks, cfg.model, start)
-    elif not resumed:
-        checkpoint.load(start, TrainingState(chunks))
-    trainer = Trainer(cfg, chunks, dataset, steps)
+    chunks = _weights(cfg, start)
+    source = _source(cfg, dataset, tokens, chunks, steps, resumed)
+    trainer = Trainer(cfg, chunks, source, steps)
     if resumed:
         checkpoint.load(start, trainer.state)
     checkpoint.check_space(cfg.phase_dir, trainer.state)
     return trainer
+
+
+def _weights(cfg: Config, start: "Path | Checkpoint") -> list["Decoder"]:
+    """This rank's part of the model with the weights at `start`."""
+    from megatron_tower.models.build import build_chunks
+    from megatron_tower.models.hf import load_hf
+    from megatron_tower.training import checkpoint
+    from megatron_tower.training.state import TrainingState
+
+    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision, recompute=cfg.phase.recompute)
+    if isinstance(start, checkpoint.Checkpoint):
+        checkpoint.load(start, TrainingState(chunks))
+    else:
+        load_hf(chunks, cfg.model, start)
+    return chunks
+
+
+def _source(
+    cfg: Config, dataset: object, tokens: "PreTrainedTokenizerBase", chunks: list["Decoder"], steps: int, resumed: bool
+) -> "Source":
+    """What gives the micro-batches. The reference model is what the phase started from, whatever step it is at now."""
+    from megatron_tower.rewards.pool import VerifierPool
+    from megatron_tower.rollout.experience import RolloutSource
+    from megatron_tower.training import checkpoint, reference
+    from megatron_tower.training.rounds import PreferenceSource, RowSource
+
+    phase = cfg.phase
+    if phase.dataset == "prompts":
+        frozen = [chunk.eval().requires_grad_(False) for chunk in _weights(cfg, _start_from(cfg))] if phase.objective.kl else None
+        pool = VerifierPool(phase.rollout.processes, phase.rollout.timeout)
+        return RolloutSource(cfg, dataset, chunks[0], tokens, frozen, pool)
+    if phase.dataset == "preferences":
+        origin = _start_from(cfg)
+        if phase.objective.reference == "live":
+            asked = reference.LiveReference([chunk.eval().requires_grad_(False) for chunk in _weights(cfg, origin)])
+        else:
+            own = None if resumed else chunks
+            asked = reference.stored(cfg, dataset, steps * phase.global_batch_size, own, checkpoint.fingerprint(origin))
+        return PreferenceSource(cfg, dataset, asked)
+    return RowSource(cfg, dataset)
 
 
 def _start_from(cfg: Config) -> "Path | Checkpoint":
@@ -112,8 +150,9 @@ def _start_from(cfg: Config) -> "Path | Checkpoint":
 
 
 def _steps(cfg: Config, rows_per_epoch: int) -> int:
-    """Updates in `phase.epochs`; the last one is whole."""
-    return math.ceil(cfg.phase.epochs * rows_per_epoch / cfg.phase.global_batch_size)
+    """Updates in `phase.epochs`; the last one, or round of them, is whole."""
+    updates = cfg.phase.rollout.updates if cfg.phase.rollout else 1
+    return math.ceil(cfg.phase.epochs * rows_per_epoch / cfg.phase.global_batch_size) * updates
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ def compare(family: str, size: str, shape: dict[str, int], work: Work) -> Iterat
     from megatron_tower.models.build import build_chunks
     from megatron_tower.models.families import family_of
     from megatron_tower.models.hf import load_hf
+    from megatron_tower.training.rounds import RowSource
     from megatron_tower.training.throughput import parameters
     from megatron_tower.training.trainer import Trainer
 
@@ -113,7 +114,7 @@ def compare(family: str, size: str, shape: dict[str, int], work: Work) -> Iterat
     for rows in work.decode_rows:
         what = f"decode {rows} x ({work.prompt} + {work.new})"
         yield _take_turns(name, what, *_decoders(chunks[0], theirs, rows, work), rows * work.new, work)
-    sides = _trainers(Trainer(cfg, chunks, Rows(cfg), cfg.phase.train_steps), theirs)
+    sides = _trainers(Trainer(cfg, chunks, RowSource(cfg, Rows(cfg)), cfg.phase.train_steps), theirs)
     yield _take_turns(name, f"train {work.rows} x {work.tokens}", *sides, work.rows * work.tokens * work.steps, work)
 
 

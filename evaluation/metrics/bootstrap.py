@@ -2,7 +2,7 @@
 
 A metric is two things: what each segment contributes, `statistics` [segments, k], and `value`, which turns sums [..., k] into
 scores [...]. Resampling segments is then one matrix product, so a thousand resamples of corpus-level chrF++ take milliseconds.
-Leaves out: paired comparison of two systems.
+Two systems are compared segment by segment (`difference`): what is hard for both drops out.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +33,6 @@ class Estimate:
     high: float
     count: int
 
-    def overlaps(self, other: "Estimate") -> bool:
-        return self.low <= other.high and other.low <= self.high
-
 
 def estimate(strata: Sequence[NDArray], value: Value, how: Resampling) -> Estimate:
     """Mean over strata of `value(sum of the stratum's statistics)`: one stratum is a plain corpus score, several a macro average.
@@ -61,20 +58,44 @@ def _resampled(statistics: NDArray, value: Value, samples: int, generator: np.ra
     return np.concatenate(scores)
 
 
+def difference(before: Sequence[NDArray], after: Sequence[NDArray], value: Value, how: Resampling) -> Estimate | None:
+    """How much higher `after` scores, by the paired bootstrap (Koehn 2004): each resample draws the same segments for both.
+
+    before, after: the same strata of the same segments, as `estimate` takes them. A segment without a figure (NaN) on either side
+    is left out; None where none is left.
+    """
+    pairs = [np.concatenate(both, axis=1) for both in zip(before, after, strict=True)]
+    kept = [known for pair in pairs if len(known := pair[~np.isnan(pair).any(axis=1)])]
+    width = before[0].shape[1]
+    return estimate(kept, lambda sums: value(sums[..., width:]) - value(sums[..., :width]), how) if kept else None
+
+
 def ratio(sums: NDArray) -> NDArray:
-    """[..., 2] (numerator, denominator) -> their quotient: bits per byte."""
+    """[..., 2] (numerator, denominator) -> their quotient: bits per byte, means."""
     return sums[..., 0] / sums[..., 1]
 
 
-def percentage(hits: Sequence[bool], how: Resampling) -> Estimate:
-    """Share of true in %.
+def percent(sums: NDArray) -> NDArray:
+    return 100 * ratio(sums)
 
-    Where all segments agree the bootstrap has no spread, which would claim a certainty that isn't there:
-    the open end is then the exact binomial bound (Clopper & Pearson 1934).
+
+def counted(values: Sequence[float | None]) -> NDArray:
+    """[segments, 2] (value, 1), whose `ratio` is the mean of the values; None is NaN."""
+    return np.array([(np.nan if value is None else value, 1.0) for value in values], dtype=np.float64)
+
+
+def mean(values: Sequence[float], how: Resampling) -> Estimate:
+    return estimate([counted(values)], ratio, how)
+
+
+def percentage(values: Sequence[float], how: Resampling) -> Estimate:
+    """Mean in % of values from 0 to 1: the share of true, a mean reward.
+
+    Where all segments agree the bootstrap has no spread, which would claim a certainty that isn't there: the interval then
+    reaches as far as the exact binomial bound of a share of 0 or 100 % (Clopper & Pearson 1934).
     """
-    found = np.array(hits, dtype=np.float64)
-    got = estimate([np.stack([found, np.ones_like(found)], axis=1)], lambda sums: 100 * ratio(sums), how)
+    got = estimate([counted(values)], percent, how)
     if got.low < got.high:
         return got
     bound = 100 * (1 - (0.5 * (1 - how.confidence)) ** (1 / got.count))
-    return Estimate(got.value, got.low - bound, got.high, got.count) if got.value else Estimate(got.value, got.low, bound, got.count)
+    return Estimate(got.value, max(0.0, got.value - bound), min(100.0, got.value + bound), got.count)

@@ -8,6 +8,7 @@ compares only models of one tokenizer. The figure over all locales is the mean o
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluation.held_out import Row, choose
 from evaluation.metrics.bootstrap import Resampling, estimate, ratio
@@ -19,17 +20,22 @@ def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
     return choose(rows, lambda row: row["locale"], cfg.text_per_locale)
 
 
-def score(rows: Sequence[Row], answers: Sequence[Answer], how: Resampling) -> list[Score]:
+def locale_sums(rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, NDArray]:
+    """Locale -> [documents, 3] (bits, bytes, tokens)."""
     sums = np.array([[a["bits"], len(r["text"].encode()), a["tokens"]] for r, a in zip(rows, answers, strict=True)])
-    locales = grouped(rows, lambda row: row["locale"])
-    scores = [Score("text", "bits_per_byte", "all", "all", estimate([sums[of] for of in locales.values()], ratio, how))]
-    for locale, of in locales.items():
-        scores.append(Score("text", "bits_per_byte", "locale", locale, estimate([sums[of]], ratio, how)))
-        scores.append(Score("text", "perplexity", "locale", locale, estimate([sums[of]], perplexity, how)))
+    return {locale: sums[of] for locale, of in grouped(rows, lambda row: row["locale"]).items()}
+
+
+def score(rows: Sequence[Row], answers: Sequence[Answer], how: Resampling) -> list[Score]:
+    locales = locale_sums(rows, answers)
+    scores = [Score("text", "bits_per_byte", "all", "all", estimate(list(locales.values()), ratio, how))]
+    for locale, sums in locales.items():
+        scores.append(Score("text", "bits_per_byte", "locale", locale, estimate([sums], ratio, how)))
+        scores.append(Score("text", "perplexity", "locale", locale, estimate([sums], perplexity, how)))
     return scores
 
 
-def perplexity(sums: np.ndarray) -> np.ndarray:
+def perplexity(sums: NDArray) -> NDArray:
     """[..., 3] (bits, bytes, tokens) -> 2 ** (bits a token)."""
     return 2 ** (sums[..., 0] / sums[..., 2])
 

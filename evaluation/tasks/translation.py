@@ -7,6 +7,8 @@ Leaves out: neural metrics, document-level translation.
 
 from collections.abc import Callable, Sequence
 
+from numpy.typing import NDArray
+
 from evaluation.held_out import Row, choose
 from evaluation.metrics.bootstrap import Resampling, estimate, percentage
 from evaluation.metrics.translation import bleu, bleu_statistics, chrf, chrf_statistics, is_copied, is_wrong_language, plain
@@ -36,8 +38,22 @@ def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
     return choose(rows, pair, cfg.translations_per_locale)
 
 
+def outputs(answers: Sequence[Answer]) -> list[str]:
+    return [answer["output"].strip() for answer in answers]
+
+
+def pair_counts(rows: Sequence[Row], answers: Sequence[Answer]) -> list[NDArray]:
+    """chrF++'s statistics of each pair's segments."""
+    counts, _ = chrf_statistics(outputs(answers), [row["reference"] for row in rows])
+    return [counts[of] for of in grouped(rows, pair).values()]
+
+
+def exact_matches(rows: Sequence[Row], answers: Sequence[Answer]) -> list[bool]:
+    return [plain(out) == plain(row["reference"]) for out, row in zip(outputs(answers), rows, strict=True)]
+
+
 def score(rows: Sequence[Row], answers: Sequence[Answer], how: Resampling) -> list[Score]:
-    found = [answer["output"].strip() for answer in answers]
+    found = outputs(answers)
     sources, references = [row["source"] for row in rows], [row["reference"] for row in rows]
     counts, signature = chrf_statistics(found, references)
     copies, _ = chrf_statistics(sources, references)
@@ -46,7 +62,7 @@ def score(rows: Sequence[Row], answers: Sequence[Answer], how: Resampling) -> li
     for name, of in pairs.items():
         words[name] = bleu_statistics([found[i] for i in of], [references[i] for i in of], rows[of[0]]["target_locale"])
     flags: dict[str, list[bool | None]] = {
-        "exact_match": [plain(out) == plain(ref) for out, ref in zip(found, references, strict=True)],
+        "exact_match": exact_matches(rows, answers),
         "empty": [not out for out in found],
         "copied": [is_copied(*texts) for texts in zip(found, sources, references, strict=True)],
         "wrong_language": [is_wrong_language(out, row["reference"], row["target_locale"]) for out, row in zip(found, rows, strict=True)],

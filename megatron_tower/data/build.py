@@ -18,13 +18,19 @@ from megatron_tower.config import Config, InputError
 from megatron_tower.data import manifest
 from megatron_tower.data.batch import Batch
 from megatron_tower.data.packing import PackedChats, isolated, packed_chats
+from megatron_tower.data.preferences import Preferences, preferences
+from megatron_tower.data.prompts import Prompts, prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def training_dataset(cfg: Config, tokenizer: "PreTrainedTokenizerBase", num_rows: int) -> "BlendedDocuments | PackedChats":
-    """`len()` is `num_rows`, `dataset[i]` a Batch of one row [1, phase.seq_length], `.rows_per_epoch` how many rows the data fill once.
+def training_dataset(
+    cfg: Config, tokenizer: "PreTrainedTokenizerBase", num_rows: int
+) -> "BlendedDocuments | PackedChats | Preferences | Prompts":
+    """`dataset[i]` for i below `num_rows`: a Batch of one row [1, phase.seq_length], a preference pair, or a prompt.
+
+    `.rows_per_epoch`: how many of them the data hold once.
 
     Raises InputError when the folder is missing, damaged, made with another tokenizer, or too small.
     """
@@ -35,7 +41,12 @@ def training_dataset(cfg: Config, tokenizer: "PreTrainedTokenizerBase", num_rows
             f"{folder} was tokenized with {facts['vocab_size']} entries, the model's tokenizer has {len(tokenizer)}: "
             "prepare the data with the same model= (data.folder is another for each)"
         )
-    if cfg.phase.name == "cpt":
+    if cfg.phase.dataset == "preferences":
+        return preferences(Path(cfg.phase.file), tokenizer, cfg.phase.seq_length, cfg.seed)
+    if cfg.phase.dataset == "prompts":
+        longest = cfg.phase.seq_length - cfg.phase.rollout.max_new_tokens
+        return prompts(Path(cfg.phase.file or folder / "rl" / "train.jsonl"), tokenizer, longest, cfg.seed)
+    if cfg.phase.dataset == "documents":
         return BlendedDocuments(folder / "cpt", tokenizer.eos_token_id, cfg.phase.seq_length, cfg.seed, num_rows)
     return packed_chats(folder / "sft" / "train.jsonl", tokenizer, cfg.phase.seq_length, cfg.seed, num_rows)
 

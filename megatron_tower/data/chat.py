@@ -80,6 +80,11 @@ def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return sorted({tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))})
 
 
+def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """What fills rows up; the end of text where a tokenizer has no padding token. It never counts."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The family's closing token, known by its being in the vocabulary."""
     for form in FORMATS.values():

@@ -15,13 +15,12 @@ import torch
 from megatron_tower.config import InputError
 from megatron_tower.data import chat
 from megatron_tower.data.batch import Batch
+from megatron_tower.data.sequences import Encoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPEN_ROWS = 64  # rows that may still be filled; more would fill better, and slower
-
-Encoded = tuple[list[int], list[int]]  # token ids, 1 where the token is to be learnt
 
 
 def pack(lengths: Sequence[int], seq_length: int, seed: int, epoch: int) -> list[list[int]]:
@@ -133,8 +132,7 @@ def _conversation(line: bytes, place: str) -> list[dict[str, str]]:
 def packed_chats(path: Path, tokenizer: "PreTrainedTokenizerBase", seq_length: int, seed: int, num_rows: int) -> PackedChats:
     """The packed dataset of a JSONL file; says how many examples were too long for a row."""
     conversations = read_chats(path)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    packed = PackedChats(chat.encode_all(tokenizer, conversations), seq_length, pad, seed, num_rows)
+    packed = PackedChats(chat.encode_all(tokenizer, conversations), seq_length, chat.pad_id(tokenizer), seed, num_rows)
     if not packed.examples:
         raise InputError(f"{path}: none of its {len(conversations)} examples fits phase.seq_length={seq_length}; raise it")
     if packed.dropped:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_tower.config import Config, DataConfig, InputError
-from megatron_tower.data import chat, cldr, cleaning, corpora, instructions, manifest, sources, tasks, tokenizer
+from megatron_tower.data import chat, cldr, cleaning, corpora, instructions, manifest, rl, sources, tasks, tokenizer, verifiable
 from megatron_tower.data.examples import Example
 from megatron_tower.data.locales import locale
 from megatron_tower.data.pair import Pair
@@ -28,9 +28,11 @@ from megatron_tower.data.split import HeldOut, split
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT = 1  # of the folder; raised when what is written changes
+FORMAT = 2  # of the folder; raised when what is written changes
 PARTS = ("monolingual", "parallel", "instruction")
 HELD_OUT_GENERAL = 1000
+HELD_OUT_VERIFIABLE = 600
+HELD_OUT_PREFERENCE = 600
 
 
 def prepare(cfg: Config) -> Path:
@@ -98,6 +100,11 @@ def _check(data: DataConfig) -> None:
             f"data.shares={data.shares} must add up to 1",
         ),
         (data.sft_examples < 1, f"data.sft_examples={data.sft_examples} must be 1 or more"),
+        (min(data.rl_prompts, data.preference_pairs) < 1, "data.rl_prompts and data.preference_pairs must be 1 or more"),
+        (
+            data.verifiable_sft > data.sft_examples * data.sft_translation_share,
+            f"data.verifiable_sft={data.verifiable_sft} is more than SFT's translation-related share",
+        ),
         (not data.instruction_kinds, f"data.instruction_kinds is empty: name some of {', '.join(instructions.KINDS)}"),
         (not 0 <= data.sft_translation_share <= 1, f"data.sft_translation_share={data.sft_translation_share} must lie between 0 and 1"),
     ):
@@ -123,6 +130,10 @@ def _write(folder: Path, cfg: Config) -> dict:
     words = _tokenizer(cfg, [text for _, text in monolingual], sft, folder / "tokenizer")
     tokens = _write_cpt(folder / "cpt", data, words, [text for _, text in monolingual], train, general)
     _write_rows(folder / "sft" / "train.jsonl", (example.row() for example in sft))
+    asked = [item for item in rl.prompts(data, train, data.rl_prompts, held_out=False) if not _leaks(item, held)]
+    _write_rows(folder / "rl" / "train.jsonl", asked)
+    preferred = [row for row in rl.preferences(train, data.preference_pairs, data.seed) if not held.leaks(row["rejected"])]
+    _write_rows(folder / "preferences" / "train.jsonl", preferred)
     held_texts, held_general = _write_held_out(folder / "held_out", data, test)
     return {
         "sources": [asdict(sources.describe(*wheel)) for wheel in wheels]
@@ -133,6 +144,7 @@ def _write(folder: Path, cfg: Config) -> dict:
         "cpt_tokens": tokens,
         "sft": {"examples": len(sft), "tasks": dict(Counter(e.task for e in sft)), "kinds": dict(Counter(e.kind for e in sft))},
         "sft_tokens": sum(len(ids) - 1 for ids, _ in chat.encode_all(words, [example.row()["messages"] for example in sft])),
+        "rl": {"prompts": len(asked), "rewards": dict(Counter(item["reward"] for item in asked)), "preferences": len(preferred)},
         "held_out": {"text": held_texts, "translation": 2 * len(test), "general": held_general},
     }
 
@@ -140,7 +152,8 @@ def _write(folder: Path, cfg: Config) -> dict:
 def _sft_examples(data: DataConfig, train: list[Pair], held: HeldOut) -> tuple[list[Example], list[Example]]:
     """General examples for CPT's instruction part, and the SFT mixture in random order."""
     wanted = round(data.sft_examples * data.sft_translation_share)
-    translation = tasks.generate(train, wanted, data.seed, held)
+    shown = [verifiable.example(item) for item in rl.translation(data, train, data.verifiable_sft, data.seed + 2) if not _leaks(item, held)]
+    translation = shown + tasks.generate(train, wanted - len(shown), data.seed, held)
     general = instructions.generate(data.instruction_kinds, data.sft_examples - wanted, data.seed, held_out=False, share=data.held_out)
     for found, asked, what in ((translation, wanted, "translation"), (general, data.sft_examples - wanted, "general")):
         if len(found) < asked:
@@ -149,6 +162,10 @@ def _sft_examples(data: DataConfig, train: list[Pair], held: HeldOut) -> tuple[l
             )
     general = [example for example in general if not held.leaks(example.prompt) and not held.leaks(example.answer)]
     return general, sorted(translation + general, key=lambda example: hashlib.sha256(f"{data.seed}/{example.prompt}".encode()).digest())
+
+
+def _leaks(item: dict, held: HeldOut) -> bool:
+    return held.leaks(item["prompt"]) or held.leaks(item["answer"])
 
 
 def _tokenizer(cfg: Config, texts: list[str], sft: list[Example], folder: Path) -> "PreTrainedTokenizerFast":
@@ -190,6 +207,8 @@ def _write_held_out(folder: Path, data: DataConfig, test: list[Pair]) -> tuple[d
     ]
     _write_rows(folder / "translation.jsonl", _shuffled(ways))
     _write_rows(folder / "general.jsonl", ({"kind": e.kind, "prompt": e.prompt, "answer": e.answer, "locale": e.locale} for e in general))
+    _write_rows(folder / "verifiable.jsonl", rl.prompts(data, test, HELD_OUT_VERIFIABLE, held_out=True))
+    _write_rows(folder / "preference.jsonl", rl.preferences(test, HELD_OUT_PREFERENCE, data.seed + 1))
     return dict(Counter(code for code, _ in text)), len(general)
 
 

@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from megatron_tower.data.damage import damage
 from megatron_tower.data.examples import Example
+from megatron_tower.data.judgements import ranking_prompt
 from megatron_tower.data.locales import locale
 from megatron_tower.data.pair import Pair
 from megatron_tower.data.split import HeldOut
@@ -51,7 +53,7 @@ def _ranking(pair: Pair, others: Sequence[Pair], rng: random.Random) -> Example 
         return None
     options = [pair.target, worse]
     rng.shuffle(options)
-    prompt = f"Which translation is better, A or B?\nEnglish: {pair.source}\nA: {options[0]}\nB: {options[1]}"
+    prompt = ranking_prompt("en", pair.source, options)
     return _example("ranking", pair, prompt, "AB"[options.index(pair.target)])
 
 
@@ -89,22 +91,6 @@ def _stream(task: Task, pairs: Sequence[Pair], rng: random.Random, held: HeldOut
             if example and example.prompt not in seen and not held.leaks(example.prompt) and not held.leaks(example.answer):
                 seen.add(example.prompt)
                 yield example
-
-
-def damage(text: str, rng: random.Random) -> str | None:
-    """The text with one fault: a digit changed, a word lost, or two neighbours swapped; None for one that is too short."""
-    digits = [i for i, c in enumerate(text) if c in "0123456789"]
-    if digits and rng.random() < 0.5:
-        i = rng.choice(digits)
-        return text[:i] + str((int(text[i]) + rng.randint(1, 9)) % 10) + text[i + 1 :]
-    parts = text.split(" ") if text.count(" ") > 1 else list(text)
-    if len(parts) < 3:
-        return None
-    i = rng.randrange(len(parts) - 1)
-    swapped = [*parts[:i], parts[i + 1], parts[i], *parts[i + 2 :]]
-    lost = parts[:i] + parts[i + 1 :]
-    damaged = (" " if " " in text and text.count(" ") > 1 else "").join(rng.choice((swapped, lost)))
-    return damaged if damaged != text else None
 
 
 def _worse(pair: Pair, others: Sequence[Pair], rng: random.Random) -> str | None:

@@ -12,12 +12,15 @@ from megatron_tower.objectives.terms import LossTerms
 
 
 class CausalLM:
-    def prepare(self, batch: Batch) -> Batch:
-        """Nothing to add: no rollouts, no reference model."""
-        return batch
-
     def loss(self, logits: Tensor, batch: Batch) -> LossTerms:
-        """logits [batch, seq, vocab / tensor-parallel] -> summed negative log-likelihood and the number of tokens that count."""
+        """logits: [batch, seq, vocab / tensor-parallel] -> summed negative log-likelihood and the number of tokens that count."""
         logprobs = token_logprobs(logits, batch.labels, parallel_state.get_tensor_model_parallel_group())
         total = -(logprobs * batch.loss_mask).sum()
         return LossTerms(total, batch.loss_mask.sum(), {"loss": total.detach()})
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """What is logged: the loss alone."""
+        return means
+
+    def check_start(self, means: dict[str, float], params: str) -> None:
+        """Nothing is known of the first loss."""

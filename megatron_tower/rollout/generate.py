@@ -1,5 +1,7 @@
 """Text from the training weights: batched decoding with a key-value cache, under tensor and pipeline parallelism.
 
+`generate` gives one answer a prompt, `sample` several with their log-probabilities; the answers of a prompt share its prefill.
+
 Prompts of unequal length are padded on the left, so that all rows of a batch write the same slot of the cache; rotary scores
 depend on the distance of two slots alone, and the padding's keys are hidden. A row that stops leaves the batch at once.
 
@@ -7,9 +9,9 @@ Leaves out: context parallelism, virtual pipeline stages, refilling a batch with
 Run:  python -m megatron_tower.translate --checkpoint RUN --to de "Good morning"
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,20 +23,32 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from megatron_tower.config import InputError
+from megatron_tower.objectives.logprobs import token_logprobs
 from megatron_tower.rollout.sampling import next_tokens
 
 BLOCK = 1024  # rows of a weight; on one thread MKL multiplies larger ones with a handful of tokens a quarter slower
 
 
 @dataclass(frozen=True)
+class Completion:
+    """One answer. tokens: with the stop token when one came; logprobs: of each, natural logarithms."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen and when a row ends. temperature 0 is greedy; `stop_ids` are the tokens that end a row."""
+    """How tokens are chosen and when a row ends. temperature 0 is greedy; `stop_ids` are the tokens that end a row.
+    samples: answers a prompt; logprobs: whether each token's is wanted."""
 
     max_new_tokens: int
     stop_ids: list[int]
     pad_id: int
     temperature: float
     top_p: float
+    samples: int = 1
+    logprobs: bool = False
 
 
 def generate(
@@ -49,31 +63,63 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
 ) -> list[list[int]]:
-    """New tokens of each prompt, the stop token included when one came.
-
-    Every rank of a model replica calls it with the same arguments and gets the same answer. Row i draws its random numbers
-    from (seed, i), so samples depend neither on `batch_size` nor on the layout. Raises InputError before any work.
-    """
+    """New tokens of each prompt, the stop token included when one came: those of `sample` with its defaults."""
     decoding = Decoding(max_new_tokens, stop_ids, pad_id, temperature, top_p)
-    _check(model, prompts, decoding)
-    answers: list[list[int]] = [[] for _ in prompts]
+    return [answer.tokens for [answer] in _complete(model, prompts, decoding, seed, range(len(prompts)), batch_size)]
+
+
+def sample(
+    model: GPTModel,
+    prompts: list[list[int]],
+    *,
+    samples: int = 1,
+    max_new_tokens: int,
+    stop_ids: list[int],
+    pad_id: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    keys: list[int] | None = None,
+    batch_size: int = 64,
+) -> list[list[Completion]]:
+    """`samples` answers of each prompt, at most `batch_size` at once (but all answers of a prompt together).
+
+    A token's log-probability is that under softmax(logits / temperature) before the nucleus is cut; under softmax(logits) where
+    temperature is 0. Every rank of a model replica calls it with the same arguments and gets the same answer. Answer g of prompt i
+    draws its random numbers from (seed, keys[i], g), keys being the positions if not given: samples depend neither on `batch_size`
+    nor on the layout, nor on which data-parallel replica makes them. Raises InputError before any work.
+    """
+    decoding = Decoding(max_new_tokens, stop_ids, pad_id, temperature, top_p, samples, logprobs=True)
+    return _complete(model, prompts, decoding, seed, range(len(prompts)) if keys is None else keys, batch_size)
+
+
+def _complete(
+    model: GPTModel, prompts: list[list[int]], decoding: Decoding, seed: int, keys: Sequence[int], batch_size: int
+) -> list[list[Completion]]:
+    _check(model, prompts, decoding, keys)
+    answers: list[list[Completion]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # little padding, and the largest batch first
+    at_once = max(1, batch_size // decoding.samples)
     with _inference(model):
-        for start in range(0, len(prompts), batch_size):
-            rows = by_length[start : start + batch_size]
-            numbers = np.stack([np.random.default_rng((seed, row)).random(max_new_tokens) for row in rows])
-            for row, answer in zip(rows, _decode(model, [prompts[row] for row in rows], numbers, decoding), strict=True):
-                answers[row] = answer
+        for start in range(0, len(prompts), at_once):
+            rows = by_length[start : start + at_once]
+            streams = [np.random.default_rng((seed, keys[row], g)) for row in rows for g in range(decoding.samples)]
+            numbers = np.stack([stream.random(decoding.max_new_tokens) for stream in streams])
+            found = _decode(model, [prompts[row] for row in rows], numbers, decoding)
+            for i, row in enumerate(rows):
+                answers[row] = found[i * decoding.samples : (i + 1) * decoding.samples]
     return answers
 
 
-def _check(model: GPTModel, prompts: list[list[int]], decoding: Decoding) -> None:
+def _check(model: GPTModel, prompts: list[list[int]], decoding: Decoding, keys: Sequence[int]) -> None:
     if model.config.context_parallel_size > 1:
         raise InputError(f"generation can't split a sequence over parallel.context={model.config.context_parallel_size}: use 1")
-    if decoding.max_new_tokens < 1:
-        raise InputError(f"max_new_tokens={decoding.max_new_tokens}: must be 1 or more")
+    if decoding.max_new_tokens < 1 or decoding.samples < 1:
+        raise InputError(f"max_new_tokens={decoding.max_new_tokens}, samples={decoding.samples}: each must be 1 or more")
     if decoding.temperature < 0 or not 0 < decoding.top_p <= 1:
         raise InputError(f"temperature={decoding.temperature}, top_p={decoding.top_p}: must be 0 or more, and above 0 up to 1")
+    if len(keys) != len(prompts) or any(key < 0 for key in keys):
+        raise InputError(f"{len(keys)} keys for {len(prompts)} prompts: give each prompt one, 0 or more")
     for row, prompt in enumerate(prompts):
         if not prompt:
             raise InputError(f"prompt {row} is empty: give it at least one token")
@@ -116,8 +162,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, **_: object) -> 
     return torch.cat([F.linear(input, block) for block in weight.split(BLOCK)], dim=-1)
 
 
-def _decode(model: GPTModel, prompts: list[list[int]], numbers: np.ndarray, decoding: Decoding) -> list[list[int]]:
-    """One batch to its end. numbers: [batch, max_new_tokens] uniform in [0, 1)."""
+def _decode(model: GPTModel, prompts: list[list[int]], numbers: np.ndarray, decoding: Decoding) -> list[Completion]:
+    """One batch to its end, a prompt's answers side by side. numbers: [prompts * samples, max_new_tokens] uniform in [0, 1)."""
     device = next(model.parameters()).device
     width = max(len(prompt) for prompt in prompts)
     tokens = torch.tensor([[decoding.pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
@@ -127,18 +173,25 @@ def _decode(model: GPTModel, prompts: list[list[int]], numbers: np.ndarray, deco
     draws = torch.from_numpy(numbers).to(device)
 
     context = StaticInferenceContext(len(prompts), len(slots))
-    answers: list[list[int]] = [[] for _ in prompts]
-    running = list(range(len(prompts)))  # rows still in the batch
+    answers = [Completion() for _ in numbers]
+    running = list(range(len(answers)))  # rows still in the batch
     for step in range(decoding.max_new_tokens):
         start = context.sequence_len_offset
         end = start + tokens.size(1)
         logits = _forward(model, tokens, slots[start:end].expand_as(tokens), None if hidden is None else hidden[..., :end], context)
         context.increment_sequence_len_offset(tokens.size(1))
         context.enable_decode_mode()
-        chosen = _choose(logits, draws[:, step], decoding)
+        if step == 0 and decoding.samples > 1:  # from here on each answer has a row of its own
+            copies = torch.arange(len(prompts), device=device).repeat_interleave(decoding.samples)
+            logits, hidden = (None if x is None else x[copies] for x in (logits, hidden))
+            _take(context, copies)
+        chosen, logprobs = _choose(logits, draws[:, step], decoding)
         told = chosen.tolist()
         for row, token in zip(running, told, strict=True):
-            answers[row].append(token)
+            answers[row].tokens.append(token)
+        if logprobs is not None:
+            for row, logprob in zip(running, logprobs.tolist(), strict=True):
+                answers[row].logprobs.append(logprob)
         on = [i for i, token in enumerate(told) if token not in decoding.stop_ids]
         if not on:
             break
@@ -146,10 +199,15 @@ def _decode(model: GPTModel, prompts: list[list[int]], numbers: np.ndarray, deco
             running = [running[i] for i in on]
             chosen, draws = chosen[on], draws[on]
             hidden = None if hidden is None else hidden[on]
-            for layer, (keys, values) in context.key_value_memory_dict.items():
-                context.key_value_memory_dict[layer] = keys[:, on], values[:, on]
+            _take(context, on)
         tokens = chosen[:, None]
     return answers
+
+
+def _take(context: StaticInferenceContext, rows: list[int] | Tensor) -> None:
+    """Make these rows the batch of every layer's cache."""
+    for layer, (keys, values) in context.key_value_memory_dict.items():
+        context.key_value_memory_dict[layer] = keys[:, rows], values[:, rows]
 
 
 def _forward(model: GPTModel, tokens: Tensor, positions: Tensor, hidden: Tensor | None, context: StaticInferenceContext) -> Tensor | None:
@@ -166,12 +224,18 @@ def _forward(model: GPTModel, tokens: Tensor, positions: Tensor, hidden: Tensor 
     return None
 
 
-def _choose(logits: Tensor | None, numbers: Tensor, decoding: Decoding) -> Tensor:
-    """Next token of each row [batch]: chosen on the last pipeline stage, told to the others."""
-    if logits is None:
-        chosen = torch.empty(len(numbers), dtype=torch.int64, device=numbers.device)
-    else:
-        chosen = next_tokens(logits, numbers, decoding.temperature, decoding.top_p, parallel_state.get_tensor_model_parallel_group())
+def _choose(logits: Tensor | None, numbers: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor | None]:
+    """Next token of each row [batch], and its log-probability where wanted: found on the last pipeline stage, told to the others."""
+    chosen = torch.empty(len(numbers), dtype=torch.int64, device=numbers.device)
+    logprobs = torch.empty(len(numbers), device=numbers.device) if decoding.logprobs else None
+    if logits is not None:
+        group = parallel_state.get_tensor_model_parallel_group()
+        chosen = next_tokens(logits, numbers, decoding.temperature, decoding.top_p, group)
+        if decoding.logprobs:
+            logprobs = token_logprobs(logits, chosen, group, decoding.temperature or 1.0)
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        dist.broadcast(chosen, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group())
-    return chosen
+        for told in (chosen, logprobs):
+            if told is not None:
+                last = parallel_state.get_pipeline_model_parallel_last_rank()
+                dist.broadcast(told, last, parallel_state.get_pipeline_model_parallel_group())
+    return chosen, logprobs

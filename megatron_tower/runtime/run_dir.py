@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from megatron_tower.config import REPOSITORY, Config, InputError, difference, typed
 
-MAY_CHANGE = ("run_dir", "cache", "parallel", "cluster", "eval", "recipe")  # a run may move, and go on with another layout
+MAY_CHANGE = ("run_dir", "cache", "parallel", "cluster", "eval", "pairs", "recipe")  # a run may move, and go on with another layout
 SECRET = ("JWT", "TOKEN", "KEY", "PASSWORD", "SECRET")
 
 
@@ -71,9 +71,10 @@ def write_text(path: Path, text: str) -> None:
 
 def _relocatable(cfg: Config) -> Config:
     """`cfg` with its run directory out of the paths that start there."""
-    return replace(
-        cfg, phase=replace(cfg.phase, start_from=cfg.phase.start_from.replace(cfg.run_dir, "<run_dir>")), data=replace(cfg.data, cache="")
-    )
+    paths = {
+        name: path and path.replace(cfg.run_dir, "<run_dir>") for name in ("start_from", "file") for path in [getattr(cfg.phase, name)]
+    }
+    return replace(cfg, phase=replace(cfg.phase, **paths), data=replace(cfg.data, cache=""))
 
 
 def _lines_until(metrics: Path, step: int) -> list[str]:

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedTokenizerFast
 
 from megatron_tower.config import InputError, ModelConfig, ParallelConfig, PrecisionConfig
-from megatron_tower.data import tokenizer
+from megatron_tower.data import sources, tokenizer
 from megatron_tower.data.manifest import digest
 from megatron_tower.data.sources import sha256
 from megatron_tower.models.build import Decoder, build_chunks
@@ -98,6 +98,13 @@ def same_architecture(checkpoint: Checkpoint, model: ModelConfig) -> None:
         raise InputError(
             f"checkpoint {checkpoint.path} is of another architecture ({', '.join(changed)}): choose its model or start afresh"
         )
+
+
+def fingerprint(start: Checkpoint | Path) -> str:
+    """sha256 that tells the weights of a checkpoint, or of a Hugging Face folder, from any other."""
+    if isinstance(start, Checkpoint):
+        return digest(_manifest(start.path))
+    return sources.fingerprint(sorted(start.glob("*.safetensors")))
 
 
 def save(phase_dir: Path, state: TrainingState, model: ModelConfig, keep_last: int) -> Checkpoint:

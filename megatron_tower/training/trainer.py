@@ -1,9 +1,10 @@
 """The training loop: the same for every phase, on any layout of ranks.
 
-An update reads `global_batch_size` rows, in the order (seed, sample index) alone decides; each data-parallel rank takes its share in
-micro-batches, megatron-core's schedule runs them through the pipeline, and gradients, summed over everything, are divided once:
+A source gives the micro-batches of one or more updates (a round): rows of text, preference pairs, or answers that the model itself has
+just sampled. Which samples of the dataset they come from, (seed, sample index) alone decides. Megatron-core's schedule runs an update's
+micro-batches through the pipeline, and gradients, summed over everything, are divided once:
 
-    gradient = sum_rows d loss_sum / sum_rows weight
+    gradient = sum d loss_sum / sum weight
 
 so that neither the micro-batch size nor the number of ranks shows in the result. Leaves out: prefetching, overlap of communication.
 """
@@ -21,15 +22,16 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer import MegatronModule
 from torch import Tensor
 
+from megatron_tower import objectives
 from megatron_tower.config import Config
-from megatron_tower.data.batch import Batch
+from megatron_tower.data.batch import Batch, Round
 from megatron_tower.models.forward import forward
-from megatron_tower.objectives import OBJECTIVES
 from megatron_tower.runtime.distributed import device
 from megatron_tower.runtime.progress import Progress
 from megatron_tower.runtime.signals import StopSignal
 from megatron_tower.training import checkpoint
 from megatron_tower.training.optimizer import build_optimizer, lr_at, set_lr
+from megatron_tower.training.rounds import Source
 from megatron_tower.training.state import TrainingState
 from megatron_tower.training.throughput import throughput
 
@@ -47,80 +49,98 @@ def wrap(chunks: list[MegatronModule], cfg: Config) -> list[DistributedDataParal
 
 
 class Trainer:
-    """Trains `state` on `dataset` for `steps` updates; `dataset[i]` is the row with sample index i."""
+    """Trains `state` for `steps` updates on what `source` gives."""
 
-    def __init__(self, cfg: Config, chunks: list[MegatronModule], dataset: object, steps: int):
-        self.cfg, self.dataset, self.steps = cfg, dataset, steps
-        self.objective = OBJECTIVES[cfg.phase.objective]()
+    def __init__(self, cfg: Config, chunks: list[MegatronModule], source: Source, steps: int):
+        self.cfg, self.source, self.steps = cfg, source, steps
+        self.objective = objectives.build(cfg.phase)
         wrapped = wrap(chunks, cfg)
         self.state = TrainingState(wrapped, build_optimizer(wrapped, cfg))
         self.schedule = get_forward_backward_func()
-        self.micro_batches = cfg.phase.global_batch_size // (cfg.phase.micro_batch_size * cfg.parallel.data)
-        self.packed = dataset[0].cu_seqlens is not None
+        self.round = Round([], samples=0)  # its updates that are still to be made
 
     def run(self, stop: StopSignal) -> str | None:
-        """Train from `state.step` to the last step, saving as configured; returns the signal that ended it early, else None."""
+        """Train from `state.step` to the last step, saving as configured; returns the signal that ended it early, else None.
+
+        A checkpoint holds no half round: what is due then is saved when the round is over.
+        """
         state, phase = self.state, self.cfg.phase
         with Progress(self.cfg, self.steps, done=state.step) as progress:
-            signal = None
-            while state.step < self.steps and not signal:
+            signal, saved = None, state.step
+            while state.step < self.steps and not (signal and not self.round.updates):
                 started = time.perf_counter()
                 values = self.step()
-                tokens = phase.global_batch_size * phase.seq_length
-                values |= throughput(self.cfg.model, phase.seq_length, tokens, time.perf_counter() - started)
+                values |= throughput(self.cfg.model, phase.seq_length, values["tokens"], time.perf_counter() - started)
                 progress.log(state.step, values)
                 signal = stop.agreed()
-                if signal or state.step == self.steps or (phase.save_every and state.step % phase.save_every == 0):
+                due = phase.save_every and state.step // phase.save_every > saved // phase.save_every
+                if (signal or due or state.step == self.steps) and not self.round.updates:
                     checkpoint.save(self.cfg.phase_dir, state, self.cfg.model, phase.keep_last)
+                    saved = state.step
         return signal if state.step < self.steps else None
 
     def step(self) -> dict[str, float]:
-        """Forward and backward over the next global batch, normalised once, updated once; returns loss, gradient norm, learning rate."""
-        state, phase = self.state, self.cfg.phase
+        """One update: forward, backward, gradients normalised once.
+
+        Returns the objective's statistics, gradient norm and learning rate; with the first update of a round, also the round's.
+        """
+        state = self.state
+        told = {}
+        if not self.round.updates:
+            self.round = self.source.round(state.samples)
+            state.samples += self.round.samples
+            told = self.round.stats
+        began = time.perf_counter()
+        means = self._accumulate(self.round.updates.pop(0))
+        if state.step == 0:
+            self.objective.check_start(means, self.cfg.precision.params)
+        lr = lr_at(state.step + 1, self.steps, self.cfg.phase.optimizer)
+        set_lr(state.optimizer, lr)
+        _, gradient_norm, _ = state.optimizer.step()
+        if not math.isfinite(means["loss"] + gradient_norm):
+            raise FloatingPointError(
+                f"step {state.step + 1} is not finite (loss {means['loss']}, gradient norm {gradient_norm}): "
+                "lower the learning rate and resume, nothing of it was saved"
+            )
+        state.step += 1
+        seconds = {"seconds_update": time.perf_counter() - began}
+        return self.objective.summary(means) | told | {"lr": lr, "gradient_norm": float(gradient_norm)} | seconds
+
+    def _accumulate(self, batches: list[Batch]) -> dict[str, float]:
+        """Gradients of this rank's micro-batches of one update; the objective's means over all ranks."""
+        state = self.state
         for chunk in state.chunks:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
+        rows, tokens = batches[0].tokens.shape
+        packed = batches[0].cu_seqlens is not None
         terms = self.schedule(
             forward_step_func=self._forward,
-            data_iterator=[self._rows() for _ in state.chunks],
+            data_iterator=[iter(batches) for _ in state.chunks],
             model=state.chunks,
-            num_microbatches=self.micro_batches,
-            seq_length=phase.seq_length * (phase.micro_batch_size if self.packed else 1),
-            micro_batch_size=1 if self.packed else phase.micro_batch_size,
+            num_microbatches=len(batches),
+            seq_length=rows * tokens if packed else tokens,
+            micro_batch_size=1 if packed else rows,
             forward_only=False,
         )
-        values = _mean(terms) | {"lr": lr_at(state.step + 1, self.steps, phase.optimizer)}
-        set_lr(state.optimizer, values["lr"])
-        _, gradient_norm, _ = state.optimizer.step()
-        values["gradient_norm"] = float(gradient_norm)
-        if not math.isfinite(values["loss"] + values["gradient_norm"]):
-            raise FloatingPointError(
-                f"step {state.step + 1} is not finite ({values}): lower the learning rate and resume, nothing of it was saved"
-            )
-        state.step += 1
-        state.samples += phase.global_batch_size
-        return values
+        return _mean(terms)
 
-    def _rows(self) -> Iterator[Batch]:
-        """This rank's micro-batches of the next global batch: rows first .. first + global_batch_size, dealt in turn to the ranks."""
-        size, ranks = self.cfg.phase.micro_batch_size, self.cfg.parallel.data
-        for i in range(self.micro_batches):
-            first = self.state.samples + (i * ranks + parallel_state.get_data_parallel_rank()) * size
-            rows = Batch.stack([self.dataset[j] for j in range(first, first + size)])
-            yield self.objective.prepare(rows.to(device()))
-
-    def _forward(self, rows: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, partial]:
-        batch = next(rows)
+    def _forward(self, batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, partial]:
+        batch = next(batches)
         return forward(model, batch), partial(self._loss, batch)
 
     def _loss(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """As megatron-core's schedules want it: the sum to differentiate, its weight, what to remember."""
         terms = self.objective.loss(logits, batch)
-        return terms.sum, terms.weight.to(torch.int), {"weight": terms.weight} | terms.stats
+        tokens = torch.tensor(batch.tokens.numel(), device=logits.device)
+        return terms.sum, terms.weight.to(torch.int), {"weight": terms.weight, "tokens": tokens} | terms.stats
 
 
 def _mean(terms: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Sums of all micro-batches and data-parallel ranks over their weight, from the last pipeline stage to every rank."""
+    """Sums of all micro-batches and data-parallel ranks over their weight, from the last pipeline stage to every rank.
+
+    `tokens` stays a sum. Where nothing has weight (no rollout was worth learning from) the means are 0.
+    """
     sums: list[dict[str, float]] = [{}]
     if terms:
         names = sorted(terms[0])
@@ -130,5 +150,5 @@ def _mean(terms: list[dict[str, Tensor]]) -> dict[str, float]:
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast_object_list(sums, last, parallel_state.get_pipeline_model_parallel_group(), device())
-    weight = sums[0].pop("weight")
-    return {name: value / weight for name, value in sums[0].items()}
+    tokens, weight = {"tokens": sums[0].pop("tokens")}, sums[0].pop("weight")
+    return {name: value / (weight or 1) for name, value in sums[0].items()} | tokens

@@ -1,7 +1,7 @@
 # ruff: noqa: E402 (the bridge comes before megatron-core)
 """Ranks of test_evaluation_generator.py: python -m tests.distributed.evaluation_cases FOLDER LAYOUT...
 
-Each layout must give, on every rank, the answers and likelihoods that one rank gave (FOLDER/expected.json).
+Each layout must give, on every rank, the answers and likelihoods that one rank gave (FOLDER/expected.json), and the verdicts of rank 0.
 """
 
 import json
@@ -12,11 +12,14 @@ from megatron_tower.runtime import cpu
 
 cpu.install()
 
+from evaluation import run
 from evaluation.generator import MegatronGenerator
-from megatron_tower.config import ClusterConfig, EvalConfig, ParallelConfig, PrecisionConfig
+from megatron_tower.config import ClusterConfig, Config, EvalConfig, ParallelConfig, PrecisionConfig
 from megatron_tower.data import tokenizer
 from megatron_tower.models.build import build_chunks
 from megatron_tower.models.hf import load_hf, model_config
+from megatron_tower.rewards import pool
+from megatron_tower.rewards.pool import Verdict
 from megatron_tower.runtime import distributed
 
 LAYOUTS = {
@@ -27,19 +30,51 @@ LAYOUTS = {
     "tp2_sp": {"tensor": 2, "sequence_parallel": True},
 }
 TEXTS = ["a red house", "12 March 2024", "die Tür und der Fluss", "x", "one two three four five six seven eight nine ten " * 8]
+GIVEN = [("a red house", "ein rotes Haus"), ("a red house", "x"), ("12 March 2024", "12. März 2024"), ("x", "die Tür und der Fluss")]
 
 
-def answers(folder: Path, layout: str, chat: bool) -> dict[str, list]:
-    """What the model of `folder` says at this layout: every rank gets the whole."""
+def opened(folder: Path, layout: str, chat: bool) -> MegatronGenerator:
+    """The model of `folder` at this layout."""
     parallel = ParallelConfig(name=layout, **LAYOUTS[layout])
     distributed.initialize(parallel, 1234, ClusterConfig(name="local"))
     model = model_config(folder)
     chunks = build_chunks(model, parallel, PrecisionConfig(name="fp32"))
     load_hf(chunks, model, folder)
     cfg = EvalConfig(name="test", batch_size=2, max_new_tokens=6)
-    generator = MegatronGenerator(chunks[0], tokenizer.load(folder), chat, cfg)
+    return MegatronGenerator(chunks[0], tokenizer.load(folder), chat, cfg)
+
+
+def answers(folder: Path, layout: str, chat: bool) -> dict[str, list]:
+    """What it says: every rank gets the whole."""
+    generator = opened(folder, layout, chat)
     found = generator.likelihood(TEXTS)
-    return {"bits": [f.bits for f in found], "tokens": [f.tokens for f in found], "outputs": generator.generate([t[:20] for t in TEXTS])}
+    given = generator.answer_likelihood(*zip(*GIVEN, strict=True))
+    return {
+        "bits": [f.bits for f in found + given],
+        "tokens": [f.tokens for f in found + given],
+        "outputs": generator.generate([t[:20] for t in TEXTS]),
+    }
+
+
+class RankZerosPool:
+    """A verifier that only rank 0 may ask."""
+
+    def __init__(self, processes: int, timeout: float) -> None: ...
+
+    def __enter__(self) -> "RankZerosPool":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def score(self, answers: list[tuple[dict, str]]) -> list[Verdict]:
+        assert distributed.is_rank_zero()
+        return [Verdict(len(answer) / 10, None) if answer else Verdict(None, "timeout") for _, answer in answers]
+
+
+def check_verdicts() -> None:
+    pool.VerifierPool = RankZerosPool
+    with run.rewards(Config()) as verify:
+        assert verify([({}, "three"), ({}, "")]) == [Verdict(0.5, None), Verdict(None, "timeout")]
 
 
 def main() -> None:
@@ -51,6 +86,7 @@ def main() -> None:
         assert found["tokens"] == expected["tokens"], layout
         apart = max(abs(a - b) for a, b in zip(found["bits"], expected["bits"], strict=True))
         assert apart < 1e-2, (layout, apart)
+        check_verdicts()
     distributed.shutdown()
 
 

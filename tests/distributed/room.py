@@ -26,6 +26,19 @@ def words(folder: Path, family: str, *more: str) -> list[str]:
     return [*named, *SHAPE, *window, f"phase.start_from={folder}/{family}_base", *more]
 
 
+def wpo_words(folder: Path, family: str, *more: str) -> list[str]:
+    """The same for preference optimisation on the room's pairs."""
+    options = ["phase=wpo", "phase.epochs=null", f"phase.file={folder}/{family}_pairs.jsonl", "phase.objective.beta=0.1"]
+    return words(folder, family, *options, *more)
+
+
+def grpo_words(folder: Path, family: str, *more: str) -> list[str]:
+    """The same for GRPO on the room's prompts: 4 prompts x 4 answers a step."""
+    options = ["phase=grpo", "phase.global_batch_size=4", "phase.micro_batch_size=4", "phase.seq_length=64", "phase.objective.kl=0.05"]
+    rollout = ["rollouts_per_prompt=4", "temperature=1.0", "max_new_tokens=24", "processes=1"]
+    return words(folder, family, *options, *(f"phase.rollout.{word}" for word in rollout), *more)
+
+
 def prepare(folder: Path, family: str, seed: int = 7) -> None:
     """Write data in `folder`/<family> and random weights in `folder`/<family>_base."""
     from megatron_tower.config import load
@@ -48,8 +61,20 @@ def prepare(folder: Path, family: str, seed: int = 7) -> None:
     chats = ([("user", _text(rng, 4)), ("assistant", _text(rng, 8))] for _ in range(150))
     lines = (json.dumps({"messages": [{"role": r, "content": c} for r, c in chat]}) for chat in chats)
     (data / "sft" / "train.jsonl").write_text("\n".join(lines) + "\n")
+    (data / "rl").mkdir()
+    (data / "rl" / "train.jsonl").write_text("".join(json.dumps(_item(rng)) + "\n" for _ in range(40)))
+    pairs = ({"prompt": _text(rng, 4), "chosen": _text(rng, 8), "rejected": _text(rng, 12)} for _ in range(60))
+    (folder / f"{family}_pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     manifest.write(data, {"vocab_size": len(names)})
     random_hf(cfg.model, folder / f"{family}_base", data / "tokenizer", seed)
+
+
+def _item(rng: random.Random) -> dict:
+    """A prompt whose reward even a model with random weights earns now and then: few words, a letter that is frequent."""
+    few = {"instruction_ids": ["length_constraints:number_words"], "kwargs": [{"relation": "less than", "num_words": 9}]}
+    letter = {"instruction_ids": ["keywords:letter_frequency"], "kwargs": [{"let_relation": "at least", "letter": "e", "let_frequency": 3}]}
+    family, check = rng.choice((("few_words", few), ("letter", letter)))
+    return {"prompt": _text(rng, 4), "reward": "instructions", "family": family, "locale": "en", "answer": None, "check": check}
 
 
 def _text(rng: random.Random, most: int = 30) -> str:

@@ -13,18 +13,21 @@ import pytest
 from megatron_tower.config import REPOSITORY
 from megatron_tower.runtime import distributed
 from tests.distributed import curves
-from tests.distributed.room import words
+from tests.distributed.room import grpo_words, words, wpo_words
 
 
 def start(folder: Path, run: Path, *more: str) -> subprocess.Popen:
-    own = [f"run_dir={run}", "phase=cpt", "phase.save_every=4", *more]
+    return train(words(folder, "gemma2", f"run_dir={run}", "phase=cpt", "phase.save_every=4", *more))
+
+
+def train(words: list[str]) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    command = [sys.executable, "-m", "megatron_tower.train", *words(folder, "gemma2", *own)]
+    command = [sys.executable, "-m", "megatron_tower.train", *words]
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "cpt/metrics.jsonl").read_text().splitlines()]
+def metrics(run: Path, phase: str = "cpt") -> list[dict]:
+    return [json.loads(line) for line in (run / phase / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
 
 
 def test_killed_run_goes_on_bit_for_bit(folder: Path, tmp_path: Path) -> None:
@@ -49,6 +52,44 @@ def test_killed_run_goes_on_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     assert again.wait() == 0 and "is finished" in again.stdout.read()
 
 
+@pytest.mark.parametrize("phase, stages", [("wpo", ["reference", "step"]), ("grpo", ["step", "rollout"])])
+def test_pairs_and_rollouts_killed_anywhere_go_on_bit_for_bit(folder: Path, tmp_path: Path, phase: str, stages: list[str]) -> None:
+    """6 steps, in one go or with a SIGKILL at each stage: the same statistics, and every byte of the last tensors."""
+    own = {"wpo": wpo_words, "grpo": grpo_words}[phase]
+
+    def run(name: str) -> subprocess.Popen:
+        return train(own(folder, "gemma2", f"run_dir={tmp_path / name}", "phase.train_steps=6", "phase.save_every=2"))
+
+    straight, there = run("straight"), tmp_path / "killed" / phase
+    for stage in stages:
+        killed = run("killed")
+        while not reached(there, stage):
+            assert killed.poll() is None, killed.stdout.read()
+            time.sleep(0.001)
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL and not (there / "checkpoints/step_00000006").exists()
+    resumed = run("killed")
+    assert (resumed.wait(), straight.wait()) == (0, 0), resumed.stdout.read() + straight.stdout.read()
+    told = [
+        [{k: v for k, v in m.items() if not k.startswith(("seconds", "tokens_per", "tflops"))} for m in metrics(tmp_path / name, phase)]
+        for name in ("straight", "killed")
+    ]
+    assert told[0] == told[1] and [m["step"] for m in told[0]] == list(range(1, 7))
+    tensors = [(tmp_path / name / phase / "checkpoints/step_00000006/__0_0.distcp").read_bytes() for name in ("straight", "killed")]
+    assert tensors[0] == tensors[1]
+
+
+def reached(phase_dir: Path, stage: str) -> bool:
+    """Whether a run is where it is to be killed. A rollout takes half of a step and begins it: it runs soon after a step was logged."""
+    if stage == "reference":
+        return any(phase_dir.glob("reference/*.safetensors"))
+    steps = metrics(phase_dir.parent, phase_dir.name) if (phase_dir / "metrics.jsonl").exists() else []
+    if stage == "rollout" and len(steps) == 3:
+        time.sleep(0.02)
+        return True
+    return stage == "step" and len(steps) == 1
+
+
 def test_signal_saves_and_ends_well(folder: Path, tmp_path: Path) -> None:
     """SIGTERM to the launcher of two ranks: both stop after the same step, a checkpoint is there, the phase is not finished."""
     run = start(folder, tmp_path, "phase.train_steps=5000", "phase.save_every=0", "parallel=tp2")
@@ -62,6 +103,15 @@ def test_signal_saves_and_ends_well(folder: Path, tmp_path: Path) -> None:
     assert f"SIGTERM: saved at step {step} of 5000" in said
     assert (tmp_path / "cpt/checkpoints/latest").read_text() == f"step_{step:08d}\n"
     assert not (tmp_path / "cpt/finished.json").exists() and (tmp_path / "cpt/logs/rank_00001.log").exists()
+
+
+@pytest.mark.parametrize("course", ["gemma2_wpo", "gemma2_grpo", "qwen2_grpo"])
+def test_pairs_and_rollouts_go_on_bit_for_bit(folder: Path, course: str) -> None:
+    """Optimizer, order of samples, random numbers of the rollouts, stored reference: in this process."""
+    straight = curves.curve(folder, f"{course}:single")
+    second = curves.curve(folder, f"{course}:single-single")
+    assert second == straight[-len(second) :] and len(second) == len(straight) // 2
+    distributed.shutdown()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

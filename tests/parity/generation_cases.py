@@ -1,20 +1,24 @@
-"""Cases of generation that the parity test runs on one rank and on two, and what they are made of.
+"""Cases of generation that the parity test runs on one rank and on four, and what they are made of.
 
 As ranks: python -m tests.parity.generation_cases FOLDER, with FOLDER/<family> from `write_folders`; writes FOLDER/<layout>.json.
 """
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_tower.config import ClusterConfig, ModelConfig, ParallelConfig, PrecisionConfig
 
 NEW = 24
 FP32 = PrecisionConfig(name="fp32")
-TWO_RANKS = (
-    ParallelConfig(name="tp2", tensor=2),
-    ParallelConfig(name="tp2_sp", tensor=2, sequence_parallel=True),
-    ParallelConfig(name="pp2", pipeline=2),
+RANKS = 4
+LAYOUTS = (
+    ParallelConfig(name="tp2", tensor=2, data=2),
+    ParallelConfig(name="tp2_sp", tensor=2, sequence_parallel=True, data=2),
+    ParallelConfig(name="pp2", pipeline=2, data=2),
+    ParallelConfig(name="tp2pp2", tensor=2, pipeline=2),
 )
 PROMPT_LENGTHS = (3, 30, 11, 1, 30, 19, 2, 45)  # the window is 16 tokens
 GREEDY = {"max_new_tokens": NEW, "stop_ids": [], "pad_id": 0}
@@ -24,6 +28,11 @@ CASES = {
     "sampled": GREEDY | {"temperature": 0.8, "top_p": 0.9, "seed": 3},
     "small batches": GREEDY | {"temperature": 0.8, "top_p": 0.9, "seed": 3, "batch_size": 3},
 }
+SAMPLES = 3
+KEYS = [40, 7, 1, 5, 3, 2, 1000, 9]
+HOT = GREEDY | {"temperature": 0.7, "top_p": 0.9, "seed": 11, "samples": SAMPLES, "stop_ids": list(range(0, 96, 12))}
+SAMPLED = {"hot": HOT, "one prompt at once": HOT | {"batch_size": 2}, "cold": HOT | {"temperature": 0.0}}
+IN_LAYOUTS = ("greedy", "hot")
 
 
 def shape(family: str) -> ModelConfig:
@@ -81,12 +90,14 @@ def load(family: str, folder: Path, parallel: ParallelConfig):
     return chunks[0]
 
 
-def run(family: str, folder: Path, parallel: ParallelConfig) -> dict[str, list[list[int]]]:
-    """Every case's answer, by name."""
-    from megatron_tower.rollout.generate import generate
+def run(family: str, folder: Path, parallel: ParallelConfig, names: Sequence[str] = (*CASES, *SAMPLED)) -> dict[str, list]:
+    """The answers of some cases, by name; those of SAMPLED as [{tokens, logprobs}, ...] a prompt."""
+    from megatron_tower.rollout.generate import generate, sample
 
     model = load(family, folder, parallel)
-    answers = {name: generate(model, prompts(), **words) for name, words in CASES.items()}
+    answers: dict[str, list] = {name: generate(model, prompts(), **CASES[name]) for name in names if name in CASES}
+    for name in (name for name in names if name in SAMPLED):
+        answers[name] = [[asdict(answer) for answer in row] for row in sample(model, prompts(), keys=KEYS, **SAMPLED[name])]
     assert model.config.sequence_parallel == parallel.sequence_parallel  # put back
     return answers
 
@@ -111,10 +122,10 @@ def main() -> None:
 
     cpu.install()
     folder = Path(sys.argv[1])
-    for parallel in TWO_RANKS:
+    for parallel in LAYOUTS:
         distributed.initialize(parallel, seed=0, cluster=ClusterConfig(name="local"))
         check_ties()
-        answers = {family: run(family, folder / family, parallel) for family in ("gemma2", "qwen2")}
+        answers = {family: run(family, folder / family, parallel, IN_LAYOUTS) for family in ("gemma2", "qwen2")}
         (folder / f"{parallel.name}.{distributed.place().rank}.json").write_text(json.dumps(answers))
     distributed.shutdown()
 

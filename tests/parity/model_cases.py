@@ -19,7 +19,7 @@ from megatron_tower.config import ClusterConfig, ParallelConfig, PrecisionConfig
 from megatron_tower.models.build import build_chunks
 from megatron_tower.models.forward import forward
 from megatron_tower.models.hf import load_hf, save_hf
-from megatron_tower.objectives import OBJECTIVES
+from megatron_tower.objectives.causal_lm import CausalLM
 from megatron_tower.runtime import distributed
 from tests.parity import reference
 
@@ -61,7 +61,7 @@ def check(folder: Path, name: str, layout: str, recompute: str = "none") -> None
 
 def run(chunks: list, batch: object) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Forward and backward by Megatron's schedule; the mean loss's gradients overwrite the weights. Logits of the last stage, loss."""
-    seen, objective = [], OBJECTIVES["causal_lm"]()
+    seen, objective = [], CausalLM()
     config = chunks[0].config
     config.finalize_model_grads_func = finalize_model_grads
     wrapped = [DistributedDataParallel(config, DistributedDataParallelConfig(use_distributed_optimizer=False), c) for c in chunks]

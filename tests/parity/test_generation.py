@@ -1,14 +1,20 @@
 """Decoding with a cache against full recomputation, against transformers' `generate`, and across layouts."""
 
 import json
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from megatron.core import parallel_state
 
 from megatron_tower.config import InputError, ParallelConfig
 from megatron_tower.data.batch import Batch
 from megatron_tower.models import attention
+from megatron_tower.rollout.generate import generate, sample
+from megatron_tower.rollout.sampling import next_tokens
 from tests.parity import generation_cases as cases
 
 FAMILIES = ("gemma2", "qwen2")
@@ -72,19 +78,65 @@ def test_stops_and_batches(single_rank, folder: Path, family: str):
     assert answers["sampled"] != answers["greedy"]
 
 
-def test_two_ranks_equal_one(launch, single_rank, folder: Path):
-    alone = {family: cases.run(family, folder / family, SINGLE) for family in FAMILIES}
-    launch("tests.parity.generation_cases", 2, str(folder))
-    for layout in cases.TWO_RANKS:
-        for rank in range(2):
-            assert json.loads((folder / f"{layout.name}.{rank}.json").read_text()) == alone, f"{layout.name}, rank {rank}"
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_equal_full_recomputation(single_rank, folder: Path, family: str):
+    """Without cache or shared prefill: one forward pass over prompt and answer says what each random number chooses, and how likely."""
+    answers = cases.run(family, folder / family, SINGLE)
+    model = cases.load(family, folder / family, SINGLE).eval()
+    group, stops = parallel_state.get_tensor_model_parallel_group(), cases.HOT["stop_ids"]
+    for name in ("hot", "cold"):
+        temperature = cases.SAMPLED[name]["temperature"]
+        for prompt, key, row in zip(cases.prompts(), cases.KEYS, answers[name], strict=True):
+            assert len(row) == cases.SAMPLES
+            for g, answer in enumerate(row):
+                tokens = torch.tensor(answer["tokens"])
+                assert len(tokens) == cases.NEW or tokens[-1] in stops
+                assert not set(answer["tokens"][:-1]) & set(stops)
+                numbers = np.random.default_rng((cases.HOT["seed"], key, g)).random(len(tokens))
+                with torch.no_grad():
+                    logits = model(torch.tensor([prompt + answer["tokens"]]), None, None)[0, len(prompt) - 1 : -1]
+                assert torch.equal(next_tokens(logits, torch.from_numpy(numbers), temperature, cases.HOT["top_p"], group), tokens)
+                wanted = (logits.double() / (temperature or 1)).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+                assert (wanted - torch.tensor(answer["logprobs"])).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_depend_on_their_key_alone(single_rank, folder: Path, family: str):
+    """Not on the batch, on how many answers are asked for, or on which prompts are answered beside (on another replica)."""
+    answers = cases.run(family, folder / family, SINGLE)
+    _assert_alike(answers["hot"], answers["one prompt at once"], "batch size")
+    model = cases.load(family, folder / family, SINGLE)
+    share = cases.HOT | {"samples": 1}
+    found = sample(model, cases.prompts()[1::2], keys=cases.KEYS[1::2], **share)
+    _assert_alike([row[:1] for row in answers["hot"][1::2]], [[asdict(answer) for answer in row] for row in found], "share of the prompts")
+    texts = [tuple(answer["tokens"]) for row in answers["hot"] for answer in row]
+    assert len(set(texts)) > 0.9 * len(texts), "the answers of a prompt hardly differ"
+    assert all(row[0] == row[1] for row in answers["cold"])
+
+
+def test_layouts_equal_one_rank(launch, single_rank, folder: Path):
+    alone = {family: cases.run(family, folder / family, SINGLE, cases.IN_LAYOUTS) for family in FAMILIES}
+    launch("tests.parity.generation_cases", cases.RANKS, str(folder))
+    for layout in cases.LAYOUTS:
+        for rank in range(cases.RANKS):
+            where = f"{layout.name}, rank {rank}"
+            found = json.loads((folder / f"{layout.name}.{rank}.json").read_text())
+            for family in FAMILIES:
+                assert found[family]["greedy"] == alone[family]["greedy"], where
+                _assert_alike(found[family]["hot"], alone[family]["hot"], where)
+
+
+def _assert_alike(one: list[list[dict]], other: list[list[dict]], where: str) -> None:
+    """The same tokens, and log-probabilities that differ by rounding alone."""
+    for a, b in zip(chain(*one), chain(*other), strict=True):
+        assert a["tokens"] == b["tokens"], where
+        assert np.abs(np.subtract(a["logprobs"], b["logprobs"])).max() < 1e-4, where
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_goes_on_after_generation(single_rank, folder: Path, family: str):
     """Nothing that generation leaves behind (modes, masks made in inference mode) shows in the gradients."""
     from megatron_tower.models.forward import forward
-    from megatron_tower.rollout.generate import generate
 
     prompts = cases.prompts()
     row = torch.tensor(prompts[7])[None]
@@ -100,7 +152,7 @@ def test_training_goes_on_after_generation(single_rank, folder: Path, family: st
     model = cases.load(family, folder / family, SINGLE).train()
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}
     generate(model, prompts, **cases.GREEDY)  # with padding
-    generate(model, prompts[7:], **cases.GREEDY)  # without
+    sample(model, prompts[7:], **cases.HOT)  # without
     assert model.training and attributes == {name: set(vars(module)) for name, module in model.named_modules()}
     after = gradients(model)
     untouched = gradients(cases.load(family, folder / family, SINGLE).train())
@@ -108,8 +160,6 @@ def test_training_goes_on_after_generation(single_rank, folder: Path, family: st
 
 
 def test_bad_input_is_refused(single_rank, folder: Path):
-    from megatron_tower.rollout.generate import generate
-
     model = cases.load("qwen2", folder / "qwen2", SINGLE)
     assert generate(model, [], **cases.GREEDY) == []
     for prompts, words, told in (
@@ -121,4 +171,7 @@ def test_bad_input_is_refused(single_rank, folder: Path):
     ):
         with pytest.raises(InputError, match=told):
             generate(model, prompts, **cases.GREEDY | words)
+    for words, told in (({"samples": 0}, "samples=0"), ({"keys": [1, 2]}, "2 keys for 1 prompts"), ({"keys": [-1]}, "0 or more")):
+        with pytest.raises(InputError, match=told):
+            sample(model, [[1]], **cases.GREEDY | words)
     assert len(generate(model, [[1] * 104], **cases.GREEDY)[0]) == cases.NEW  # just fits

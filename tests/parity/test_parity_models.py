@@ -10,7 +10,7 @@ from megatron_tower.data.batch import Batch
 from megatron_tower.models.build import build_chunks
 from megatron_tower.models.forward import forward
 from megatron_tower.models.hf import load_hf
-from megatron_tower.objectives import OBJECTIVES
+from megatron_tower.objectives.causal_lm import CausalLM
 from tests.parity import model_cases, reference
 
 
@@ -41,7 +41,7 @@ def test_packed_equals_unpacked_on_every_example(single_rank, expected: Path, na
     model = reference.MODELS[name]
     (chunk,) = chunks = build_chunks(model, ParallelConfig(name="single"), PrecisionConfig(name="fp32"))
     load_hf(chunks, model, expected / name / "model")
-    batch, objective = reference.batches()["packed"], OBJECTIVES["causal_lm"]()
+    batch, objective = reference.batches()["packed"], CausalLM()
     together = forward(chunk, batch).flatten(0, 1)
     start = 0
     for length in reference.lengths(batch):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_tower.config import ClusterConfig, ParallelConfig
 from megatron_tower.data.batch import Batch
-from megatron_tower.objectives import OBJECTIVES
+from megatron_tower.objectives.causal_lm import CausalLM
 from megatron_tower.runtime import distributed
 
 VOCABULARY = 10
@@ -38,7 +38,7 @@ def check() -> None:
     rank, ranks = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
     mine = slice(rank * VOCABULARY // ranks, (rank + 1) * VOCABULARY // ranks)
     slice_ = logits.detach()[..., mine].float().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()  # strides as the model's
-    terms = OBJECTIVES["causal_lm"]().loss(slice_, batch)
+    terms = CausalLM().loss(slice_, batch)
     terms.sum.backward()
     torch.testing.assert_close(terms.sum.double(), expected.detach(), rtol=1e-6, atol=0)
     torch.testing.assert_close(terms.stats["loss"], terms.sum.detach())

@@ -13,6 +13,7 @@ import pytest
 from megatron_tower import config
 from megatron_tower.config import Config, InputError
 from megatron_tower.data import cldr, corpora, examples, instructions, manifest, tasks, tokenizer
+from megatron_tower.data.damage import damage
 from megatron_tower.data.pair import Pair, key
 from megatron_tower.data.prepare import prepare
 from megatron_tower.data.split import HeldOut, split, words
@@ -43,6 +44,10 @@ def training_lines(folder: Path) -> list[str]:
         lines += "\n".join(decode.batch_decode(corpus[:], skip_special_tokens=True)).split("\n")
     for row in rows(folder / "sft" / "train.jsonl"):
         lines += [line for message in row["messages"] for line in message["content"].split("\n")]
+    for item in rows(folder / "rl" / "train.jsonl"):
+        lines += [*item["prompt"].split("\n"), *item["answer"].split("\n")]
+    for pair in rows(folder / "preferences" / "train.jsonl"):
+        lines += [*pair["prompt"].split("\n"), *pair["chosen"].split("\n"), *pair["rejected"].split("\n")]
     return lines
 
 
@@ -50,8 +55,11 @@ def test_no_held_out_string_is_trained_on(prepared: Path) -> None:
     """Neither as a line (bare or after its label) nor, from three words on, anywhere inside one."""
     held = {row[side] for row in rows(prepared / "held_out" / "translation.jsonl") for side in ("source", "reference")}
     held |= {line for row in rows(prepared / "held_out" / "text.jsonl") for line in row["text"].split("\n")}
+    held |= {row["chosen"] for row in rows(prepared / "held_out" / "preference.jsonl")}
     questions = {row["prompt"] for row in rows(prepared / "held_out" / "general.jsonl")}
     assert len(held) > 1500 and len(questions) == 1000
+    asked = {row["prompt"] for row in rows(prepared / "held_out" / "verifiable.jsonl")}
+    assert len(asked) > 500 and not asked & {row["prompt"] for row in rows(prepared / "rl" / "train.jsonl")}
 
     lines = training_lines(prepared)
     assert len(lines) > 100_000
@@ -251,7 +259,7 @@ def test_translation_tasks_are_checkable_and_never_spell_a_held_out_string() -> 
             assert told["Restore the capital letters"] == e.answer.lower() != e.answer
         else:
             assert all(number in told["Copy the numbers of this text"] for number in e.answer.split())
-    damaged = [tasks.damage(p.target, random.Random(i)) for i, p in enumerate(train)]
+    damaged = [damage(p.target, random.Random(i)) for i, p in enumerate(train)]
     assert all(d != p.target for d, p in zip(damaged, train, strict=True))
     assert HeldOut([d for d in damaged if d]).leaks(next(d for d in damaged if d))
 

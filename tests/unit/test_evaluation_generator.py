@@ -1,4 +1,4 @@
-"""Likelihoods against transformers in float64, text by text; the same answers at every layout; n-gram models over indexed corpora."""
+"""Likelihoods of texts and given answers against transformers in float64, one by one; the same at every layout; n-gram models."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from evaluation import baselines
-from megatron_tower.config import EvalConfig, ModelConfig
+from megatron_tower.config import EvalConfig, InputError, ModelConfig
 from megatron_tower.data import corpora, tokenizer
 from megatron_tower.models.hf import random_hf
 from megatron_tower.runtime import distributed
@@ -56,11 +56,50 @@ def naive_bits(folder: Path, words: PreTrainedTokenizerFast, text: str) -> float
 def test_likelihood_equals_a_naive_computation(family: str, folders: dict[str, Path], single_rank: None) -> None:
     words = tokenizer.load(folders[family])
     found = cases.answers(folders[family], "single", chat=False)
-    assert found["bits"] == pytest.approx([naive_bits(folders[family], words, text) for text in cases.TEXTS], rel=1e-5)
+    assert found["bits"][: len(cases.TEXTS)] == pytest.approx([naive_bits(folders[family], words, text) for text in cases.TEXTS], rel=1e-5)
     first = 0 if words.bos_token_id is not None else 1
     lengths = [len(words.encode(text, add_special_tokens=False)) + 1 - first for text in cases.TEXTS]
-    assert found["tokens"] == lengths and max(lengths) > CONTEXT  # the longest takes two windows
+    assert found["tokens"][: len(cases.TEXTS)] == lengths and max(lengths) > CONTEXT  # the longest takes two windows
     assert not any("\n" in output for output in found["outputs"])
+
+
+def naive_answer_bits(folder: Path, words: PreTrainedTokenizerFast, written: str, answer: str) -> tuple[float, int]:
+    """-log2 p of the text `written` from where `answer`, which it ends with, begins; and how many tokens that is."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").double().eval()
+    opening, ending = (words.encode(text, add_special_tokens=False) for text in (written.removesuffix(answer), answer))
+    ids = torch.tensor([[*opening, *ending]])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0].log_softmax(-1)
+    return -sum(float(logprobs[t - 1, ids[0, t]]) for t in range(len(opening), ids.shape[1])) / math.log(2), len(ending)
+
+
+CHATS = {
+    "gemma2": "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n{}<end_of_turn>",
+    "qwen2": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>",
+}
+TEXTS = {"gemma2": "<bos>{} {}<eos>", "qwen2": "{} {}<|endoftext|>"}
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_given_answer_is_scored_from_its_first_token_to_its_end(
+    family: str, chat: bool, folders: dict[str, Path], single_rank: None
+) -> None:
+    words = tokenizer.load(folders[family])
+    found = cases.answers(folders[family], "single", chat)
+    form, ends = (CHATS if chat else TEXTS)[family], "" if chat else " "
+    expected = []
+    for prompt, answer in cases.GIVEN:
+        tail = ends + answer + form.split("{}")[2]
+        expected.append(naive_answer_bits(folders[family], words, form.format(prompt, answer), tail))
+    assert found["bits"][len(cases.TEXTS) :] == pytest.approx([bits for bits, _ in expected], rel=1e-5)
+    assert found["tokens"][len(cases.TEXTS) :] == [count for _, count in expected]
+
+
+def test_an_item_longer_than_the_context_is_named(folders: dict[str, Path], single_rank: None) -> None:
+    generator = cases.opened(folders["gemma2"], "single", chat=True)
+    with pytest.raises(InputError, match=r'"one two three.*" and its answer have \d+ tokens, more than the model\'s context of 64'):
+        generator.answer_likelihood([*cases.TEXTS[:1], cases.TEXTS[-1]], ["x", "x"])
 
 
 def test_every_layout_gives_the_same(folders: dict[str, Path], launch: Callable[..., None], single_rank: None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
-from evaluation.metrics.bootstrap import Estimate, Resampling, estimate, percentage, ratio
+from evaluation.metrics.bootstrap import Resampling, counted, difference, estimate, mean, percent, percentage, ratio
 from evaluation.metrics.ngram import NgramModels
 from evaluation.metrics.translation import bleu, bleu_statistics, chrf, chrf_statistics, is_copied, is_wrong_language, plain
 
@@ -99,8 +99,32 @@ def test_percentage_without_a_hit_still_has_an_upper_bound() -> None:
     assert some.value == 50 and 33 < some.low < 40 and 60 < some.high < 67
 
 
-def test_overlap() -> None:
-    assert Estimate(2, 1, 3, 9).overlaps(Estimate(4, 3, 5, 9)) and not Estimate(2, 1, 3, 9).overlaps(Estimate(4, 3.1, 5, 9))
+def test_percentage_of_values_that_all_agree_between_has_room_on_both_sides() -> None:
+    found = percentage([0.5] * 50, Resampling())
+    bound = 100 * (1 - 0.025 ** (1 / 50))
+    assert (found.value, found.low, found.high) == (50, pytest.approx(50 - bound), pytest.approx(50 + bound))
+
+
+def test_a_difference_on_the_same_items_sees_what_two_intervals_do_not() -> None:
+    """Items of very different difficulty, each a little better afterwards."""
+    draws = np.random.default_rng(3)
+    before = draws.uniform(0, 1, 60)
+    after = before + draws.normal(0.04, 0.05, 60)
+    found = difference([counted(before)], [counted(after)], ratio, Resampling(2000))
+    assert found.value == pytest.approx((after - before).mean()) and found.count == 60
+    spread = 1.96 * (after - before).std() / math.sqrt(60)
+    assert found.high - found.low == pytest.approx(2 * spread, rel=0.1) and found.low > 0
+    assert mean(before, Resampling()).high > mean(after, Resampling()).low
+    back = difference([counted(after)], [counted(before)], ratio, Resampling(2000))
+    assert back.value == pytest.approx(-found.value)
+
+
+def test_a_difference_leaves_out_what_one_side_does_not_know() -> None:
+    before, after = counted([0.0, 1.0, None, 0.5]), counted([1.0, None, 1.0, 0.5])
+    found = difference([before], [after], percent, Resampling())
+    assert found.value == pytest.approx(50) and found.count == 2  # the first and the last
+    assert difference([before[1:3]], [after[1:3]], percent, Resampling()) is None
+    assert difference([before, before[1:3]], [after, after[1:3]], percent, Resampling()) == found  # no stratum of nothing
 
 
 def test_ngram_probabilities_sum_to_one_in_every_context() -> None:

@@ -1,17 +1,23 @@
 """The flow from held-out files to scores.json, with a stand-in for the checkpoint; what bad input says."""
 
 import json
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from evaluation import run
 from evaluation.held_out import choose, read
+from evaluation.metrics.bootstrap import Resampling
 from evaluation.tasks import TASKS
+from evaluation.tasks.preference import PREFERENCE as PREFERENCE_TASK
 from evaluation.tasks.task import Likelihood
+from evaluation.tasks.verifiable import VERIFIABLE as VERIFIABLE_TASK
 from megatron_tower.config import Config, InputError, load
 from megatron_tower.data import manifest
+from megatron_tower.rewards.pool import Verdict
 
 TEXT = [{"locale": locale, "text": f"{word} {i}"} for locale, word in (("en", "morning"), ("de_DE", "Grüße")) for i in range(4)]
 PAIRS = [
@@ -26,6 +32,16 @@ TRANSLATION = [
     for a, b, s, r in PAIRS
 ]
 GENERAL = [{"kind": "upper_case", "prompt": f"Write in capital letters: cat {i}", "answer": f"CAT {i}", "locale": "en"} for i in range(10)]
+
+
+PREFERENCE = [
+    {"kind": ("damaged", "maths")[i % 2], "locale": "de_DE", "prompt": f"Which {i}", "chosen": "good", "rejected": "bad"} for i in range(8)
+]
+VERIFIABLE = [
+    {"prompt": f"Count to {i}", "reward": "maths", "family": ("sums", "terms")[i % 2], "locale": "en", "answer": None, "check": {"to": i}}
+    for i in range(8)
+]
+ROWS = {"text": TEXT, "translation": TRANSLATION, "general": GENERAL, "preference": PREFERENCE, "verifiable": VERIFIABLE}
 
 
 class Words:
@@ -50,11 +66,36 @@ class StandIn:
     def generate(self, prompts: Sequence[str]) -> list[str]:
         self.asked += prompts
         answers = {f"{s} {i}": f"{r} {i}" for i in range(3) for _, _, s, r in PAIRS if s != "Montag"}
+        if prompts[0].startswith("Count"):
+            return [f"to {p.split()[-1]}" for p in prompts]
         asked = [p.split(": ", 1)[1].split("\n")[0] if p.startswith("Write") else p.split("\n")[1].split(": ")[1] for p in prompts]
         return [f" {'CAT' if int(a[-1]) % 2 else 'cat'} {a[-1]}" if a.startswith("cat") else answers.get(a, a) for a in asked]
 
     def likelihood(self, texts: Sequence[str]) -> list[Likelihood]:
         return [Likelihood(float(len(t.encode())), len(t.split())) for t in texts]
+
+    def answer_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Likelihood]:
+        """Good answers: 2 bits a token. Bad ones: 1 bit after even numbers, 4 bits after odd ones, 2 bits after 7; all in more tokens."""
+        bits = [2.0 if a == "good" or p[-1] == "7" else 4.0 if int(p[-1]) % 2 else 1.0 for p, a in zip(prompts, answers, strict=True)]
+        counts = [3 if a == "good" else 5 for a in answers]
+        return [Likelihood(b * count, count) for b, count in zip(bits, counts, strict=True)]
+
+
+class Pool:
+    """A verifier that finds 0 and 1 too hard, and rates what counts to an even number 1, to an odd one 0.5."""
+
+    def __init__(self, opened: list[tuple[int, float]], processes: int, timeout: float) -> None:
+        opened.append((processes, timeout))
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def score(self, answers: Sequence[tuple[dict, str]]) -> list[Verdict]:
+        assert all(answer == f"to {item['check']['to']}" for item, answer in answers)
+        hard = {0: Verdict(None, "timeout"), 1: Verdict(None, "error: boom: at 1")}
+        return [hard.get(item["check"]["to"]) or Verdict(0.5 if item["check"]["to"] % 2 else 1.0) for item, _ in answers]
 
 
 def score(cfg: Config) -> None:
@@ -67,7 +108,7 @@ def score(cfg: Config) -> None:
 
 
 def write_data(folder: Path) -> Path:
-    for name, rows in (("text", TEXT), ("translation", TRANSLATION), ("general", GENERAL)):
+    for name, rows in ROWS.items():
         path = folder / "held_out" / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -84,12 +125,18 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, list
     data = write_data(tmp_path / "data")
     opened: list[StandIn] = []
     monkeypatch.setattr(run, "_open", lambda cfg, subject: opened.append(StandIn()) or (opened[-1], cfg.model))
+    monkeypatch.setattr("megatron_tower.rewards.pool.VerifierPool", partial(Pool, []))
     return load([f"eval.checkpoint={tmp_path / 'base'}", f"data.folder={data}", "eval.general=8"]), opened
 
 
 def scores(folder: Path) -> dict[tuple[str, str, str], float]:
     found = json.loads((folder / "scores.json").read_text())["scores"]
-    return {(s["metric"], s["by"], s["group"]): s["value"] for s in found}
+    return {(s["metric"], s["by"], s["group"]): s["value"] for s in found if s["task"] in ("text", "translation", "general")}
+
+
+def of_task(folder: Path, task: str) -> dict[tuple[str, str, str], tuple[float, int]]:
+    found = json.loads((folder / "scores.json").read_text())["scores"]
+    return {(s["metric"], s["by"], s["group"]): (s["value"], s["count"]) for s in found if s["task"] == task}
 
 
 def test_flow(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
@@ -105,20 +152,69 @@ def test_flow(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
     assert found["chrf", "all", "all"] == pytest.approx((100 + found["chrf", "pair", "de_DE->en"]) / 2)
     assert found["copy_chrf", "pair", "de_DE->en"] < found["chrf", "pair", "de_DE->en"] < 100
     kept = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
-    assert [sum(row["task"] == task.name for row in kept) for task in TASKS] == [8, 12, 8]
+    assert [sum(row["task"] == task.name for row in kept) for task in TASKS] == [8, 12, 8, 8, 8]
     right = [row["output"].strip() == row["answer"] for row in kept if row["task"] == "general"]
     assert found["accuracy", "all", "all"] == 100 * sum(right) / 8
     record = json.loads((folder / "scores.json").read_text())
     assert record["model"]["name"] == "tiny_gemma2" and 1e6 < record["model"]["parameters"] < 1e7
-    assert record["items"] == {"text": 8, "translation": 12, "general": 8}
+    assert record["items"] == {"text": 8, "translation": 12, "general": 8, "preference": 8, "verifiable": 8}
     assert (
         record["prompts"]["translation"]["example"].startswith("<turn>Translate the following")
         and "{source}" in record["prompts"]["translation"]["example"]
     )
     assert any("nw:2" in s["signature"] for s in record["scores"]) and any("tok:13a" in s["signature"] for s in record["scores"])
-    assert set(record["seconds"]) == {"open", "text", "translation", "general"}
+    assert set(record["seconds"]) == {"open", *ROWS}
     assert sorted(path.name for path in folder.iterdir()) == ["generations.jsonl", "scores.json"]
     assert any("German source text" in prompt for prompt in opened[0].asked)
+
+
+def test_preferences_are_compared_by_the_mean_of_a_token(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
+    score(asked[0])
+    found = of_task(tmp_path / "base" / "evaluation", "preference")
+    assert found["accuracy", "all", "all"] == (pytest.approx(100 * 3.5 / 8), 8)  # by sums of 5 tokens against 3: 4 / 8
+    assert found["accuracy", "kind", "damaged"] == (0, 4) and found["accuracy", "kind", "maths"] == (pytest.approx(87.5), 4)
+    assert found["margin", "all", "all"][0] == pytest.approx(math.log(2) * (4 * -1 + 3 * 2) / 8)
+    assert found["accuracy", "locale", "de_DE"] == found["accuracy", "all", "all"]
+    kept = [json.loads(line) for line in (tmp_path / "base" / "evaluation" / "generations.jsonl").read_text().splitlines()]
+    assert {row["chosen_logprob"] for row in kept if row["task"] == "preference"} == {-2 * math.log(2)}
+
+
+def test_answers_without_a_verdict_are_counted_and_left_out(
+    asked: tuple[Config, list[StandIn]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, _ = asked
+    cfg.eval.reward_timeout = 3.5
+    opened: list[tuple[int, float]] = []
+    monkeypatch.setattr("megatron_tower.rewards.pool.VerifierPool", partial(Pool, opened))
+    score(cfg)
+    found = of_task(tmp_path / "base" / "evaluation", "verifiable")
+    assert found["reward", "all", "all"] == (pytest.approx(75), 6) and found["reward", "reward", "maths"] == found["reward", "all", "all"]
+    assert found["reward", "family", "sums"] == (100, 3) and found["reward", "family", "terms"] == (50, 3)
+    assert found["no_verdict", "all", "all"] == (25, 8)
+    assert found["no_verdict", "problem", "timeout"] == found["no_verdict", "problem", "error"] == (12.5, 8)
+    kept = [json.loads(line) for line in (tmp_path / "base" / "evaluation" / "generations.jsonl").read_text().splitlines()]
+    assert {(row["score"], row["problem"]) for row in kept if row["task"] == "verifiable" and row["check"]["to"] < 2} == {
+        (None, "timeout"),
+        (None, "error: boom: at 1"),
+    }
+    [(processes, timeout)] = opened  # one for the whole evaluation
+    assert processes >= 1 and timeout == 3.5
+
+
+def test_a_family_without_any_verdict_has_no_mean() -> None:
+    answers = [{"output": "", "score": None, "problem": "nan"}, {"output": "", "score": 0.0, "problem": None}]
+    found = VERIFIABLE_TASK.score(VERIFIABLE[:2], answers, Resampling(50))
+    assert {(s.metric, s.group): s.estimate.value for s in found if s.by in ("family", "problem")} == {
+        ("reward", "terms"): 0,
+        ("no_verdict", "nan"): 50,
+    }
+
+
+def test_composed_families_are_told_by_their_number() -> None:
+    rows = [VERIFIABLE[0] | {"family": name} for name in ("date", "date+json", "json+length", "date+json+length")]
+    answers = [{"output": "", "score": i / 3, "problem": None} for i in range(4)]
+    found = {s.group: s.estimate.value for s in VERIFIABLE_TASK.score(rows, answers, Resampling(50)) if s.by == "family"}
+    assert found == {"date": 0, "2 together": pytest.approx(50), "3 together": pytest.approx(100)}
 
 
 def test_done_once_for_the_same_checkpoint_data_and_settings(
@@ -148,10 +244,12 @@ def test_output_goes_where_it_is_told(asked: tuple[Config, list[StandIn]], tmp_p
 
 def test_a_model_that_has_seen_no_chats_goes_on_with_text() -> None:
     stand_in = StandIn(chat=False)
-    rows = {task.name: {"text": TEXT, "translation": TRANSLATION, "general": GENERAL}[task.name][:1] for task in TASKS}
-    prompts = {task.name: task.prompt(rows[task.name][0], stand_in.chat) for task in TASKS}
+    prompts = {task.name: task.prompt(ROWS[task.name][0], stand_in.chat) for task in TASKS}
     assert prompts["text"] is None
     assert prompts["translation"].endswith("\nGerman:") and prompts["general"] == "Question: Write in capital letters: cat 0\nAnswer:"
+    assert prompts["preference"] == "Question: Which 0\nAnswer:"
+    translation = {"prompt": "Translate the following English source text to German:\nEnglish: dog\nGerman: "}
+    assert PREFERENCE_TASK.prompt(translation, chat=False) == translation["prompt"].rstrip()  # open for its answer already
 
 
 def test_items_do_not_depend_on_the_files_order() -> None:
@@ -197,10 +295,13 @@ def test_nothing_is_written_for_bad_input(asked: tuple[Config, list[StandIn]], t
     manifest.write(tmp_path / "data", {"sources": []})
     with pytest.raises(InputError, match=r"general\.jsonl:11"):
         score(cfg)
-    held_out.unlink()
-    manifest.write(tmp_path / "data", {"sources": []})
-    with pytest.raises(InputError, match="is missing"):
-        score(cfg)
+    write_data(tmp_path / "data")
+    for name in ("verifiable", "preference", "general"):
+        (tmp_path / "data" / "held_out" / f"{name}.jsonl").unlink()
+        manifest.write(tmp_path / "data", {"sources": []})
+        with pytest.raises(InputError, match=rf"{name}\.jsonl is missing.*prepare_data"):
+            score(cfg)
+        write_data(tmp_path / "data")
     cfg.eval.checkpoint = str(tmp_path / "nowhere")
     write_data(tmp_path / "data")
     with pytest.raises(InputError, match="nowhere"):

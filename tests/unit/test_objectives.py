@@ -3,7 +3,7 @@
 import torch
 
 from megatron_tower.data.batch import Batch
-from megatron_tower.objectives import OBJECTIVES
+from megatron_tower.objectives.causal_lm import CausalLM
 from tests.unit import objective_cases as cases
 
 
@@ -17,7 +17,7 @@ def test_two_ranks(launch):
 
 def test_sums_do_not_depend_on_micro_batches(single_rank):
     logits, batch = cases.logits_and_batch()
-    objective = OBJECTIVES["causal_lm"]()
+    objective = CausalLM()
     whole = objective.loss(logits.float(), batch)
     rows = [Batch(*(x[i : i + 1] for x in (batch.tokens, batch.labels, batch.loss_mask, batch.position_ids))) for i in range(3)]
     parts = [objective.loss(logits[i : i + 1].float(), row) for i, row in enumerate(rows)]
@@ -30,5 +30,5 @@ def test_logits_are_left_alone(single_rank):
     logits, batch = cases.logits_and_batch()
     before = logits.float()
     given = before.clone().requires_grad_()
-    OBJECTIVES["causal_lm"]().loss(given, batch).sum.backward()
+    CausalLM().loss(given, batch).sum.backward()
     assert torch.equal(given.detach(), before)

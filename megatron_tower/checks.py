@@ -1,0 +1,127 @@
+"""What can't work: contradictions of model, layout, precision and phase that show without touching a device, one sentence each."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_tower.config import Config, WPOConfig
+
+
+def layout_problems(cfg: "Config") -> Iterator[str]:
+    model, par = cfg.model, cfg.parallel
+    for name in ("tensor", "pipeline", "context", "data"):
+        if getattr(par, name) < 1:
+            yield f"parallel.{name}={getattr(par, name)} must be 1 or more"
+            return
+    for what, count in (
+        ("key-value heads", model.num_query_groups),
+        ("attention heads", model.num_attention_heads),
+        ("vocabulary entries", model.vocab_size),
+    ):
+        if count % par.tensor:
+            fits = ", ".join(str(n) for n in range(1, min(count, 64) + 1) if count % n == 0)
+            yield f"model={model.name} has {count} {what}; parallel.tensor={par.tensor} does not divide them: use one of {fits}"
+    if model.num_attention_heads % model.num_query_groups:
+        yield f"model={model.name}: {model.num_attention_heads} attention heads are no multiple of {model.num_query_groups} query groups"
+    if model.num_layers % (par.pipeline * (par.virtual_pipeline or 1)):
+        yield (
+            f"model={model.name} has {model.num_layers} layers; parallel.pipeline={par.pipeline} x virtual_pipeline="
+            f"{par.virtual_pipeline or 1} does not divide them: choose a product that does"
+        )
+    if par.virtual_pipeline and par.pipeline == 1:
+        yield "parallel.virtual_pipeline needs parallel.pipeline of 2 or more"
+    if par.sequence_parallel and par.tensor == 1:
+        yield "parallel.sequence_parallel needs parallel.tensor of 2 or more"
+    if cfg.precision.fp8 and not find_spec("transformer_engine"):
+        yield (
+            f"precision={cfg.precision.name} needs Transformer Engine, which is not installed: "
+            "pip install -r requirements-gpu.txt on a machine with a GPU, or use precision=bf16"
+        )
+    if model.hf_folder and not (Path(model.hf_folder) / "config.json").is_file():
+        yield f"model.hf_folder={model.hf_folder} holds no config.json: give a downloaded Hugging Face model folder"
+    yield from _unknown_words(
+        ("model.attention_backend", model.attention_backend, ("auto", "eager", "sdpa")),
+        ("precision.params", cfg.precision.params, ("float32", "bfloat16")),
+        ("precision.fp8", cfg.precision.fp8, (None, "delayed", "tensorwise", "blockwise")),
+        ("cluster.launcher", cfg.cluster.launcher, ("local",)),
+        ("cluster.device", cfg.cluster.device, ("auto", "cpu", "cuda")),
+    )
+
+
+def phase_problems(cfg: "Config") -> Iterator[str]:
+    model, phase, par = cfg.model, cfg.phase, cfg.parallel
+    per_step = par.data * (1 if phase.dataset == "prompts" else phase.micro_batch_size)  # a micro-batch of prompts is one of answers
+    if phase.micro_batch_size < 1 or phase.global_batch_size < 1 or phase.global_batch_size % per_step:
+        yield (
+            f"phase.global_batch_size={phase.global_batch_size} is no multiple of parallel.data={par.data} x "
+            f"phase.micro_batch_size={phase.micro_batch_size}: use a multiple of {max(per_step, 1)}"
+        )
+    if phase.seq_length % par.context:
+        yield f"phase.seq_length={phase.seq_length} is not divisible by parallel.context={par.context}"
+    if par.sequence_parallel and phase.seq_length % par.tensor:
+        yield f"phase.seq_length={phase.seq_length} is not divisible by parallel.tensor={par.tensor}, as sequence_parallel needs"
+    if phase.seq_length > model.max_position_embeddings:
+        yield f"phase.seq_length={phase.seq_length} exceeds model={model.name}'s context of {model.max_position_embeddings}"
+    if (phase.train_steps is None) == (phase.epochs is None):
+        yield f"phase={phase.name}: give either phase.train_steps or phase.epochs, the other null"
+    yield from _unknown_words(
+        ("phase.recompute", phase.recompute, ("none", "selective", "full")),
+        ("phase.optimizer.schedule", phase.optimizer.schedule, ("cosine", "linear", "constant")),
+        ("phase.dataset", phase.dataset, ("documents", "chats", "preferences", "prompts")),
+    )
+    wanted = {"wpo": ("preferences",), "grpo": ("prompts",)}.get(phase.objective.name, ("documents", "chats"))
+    if phase.dataset not in wanted:
+        yield f"phase.objective.name={phase.objective.name} does not learn from phase.dataset={phase.dataset}: use {' or '.join(wanted)}"
+    if phase.objective.name != "causal_lm" and par.virtual_pipeline:
+        yield f"phase={phase.name} generates or scores, which parallel.virtual_pipeline={par.virtual_pipeline} can't: use null"
+    if phase.dataset == "preferences" and not phase.file:
+        yield f"phase={phase.name} needs phase.file: a JSONL file of preference pairs, as tools/build_pairs.py writes"
+    if phase.objective.name == "wpo":
+        yield from _wpo_problems(phase.objective)
+    if phase.objective.name == "grpo":
+        yield from _grpo_problems(cfg)
+
+
+def _wpo_problems(objective: "WPOConfig") -> Iterator[str]:
+    if objective.beta <= 0 or objective.clamp <= 0:
+        yield f"phase.objective.beta={objective.beta} and clamp={objective.clamp} must be above 0"
+    if not 0 <= objective.label_smoothing < 0.5:
+        yield f"phase.objective.label_smoothing={objective.label_smoothing} must be 0 or more and below 0.5"
+    if objective.sft_coefficient < 0:
+        yield f"phase.objective.sft_coefficient={objective.sft_coefficient} must be 0 or more"
+    yield from _unknown_words(
+        ("phase.objective.weighting", objective.weighting, ("wpo", "none")),
+        ("phase.objective.reference", objective.reference, ("stored", "live")),
+    )
+
+
+def _grpo_problems(cfg: "Config") -> Iterator[str]:
+    phase, objective, rollout = cfg.phase, cfg.phase.objective, cfg.phase.rollout
+    yield from _unknown_words(("phase.objective.aggregation", objective.aggregation, ("grpo", "dr_grpo", "dapo")))
+    if not 0 < objective.clip_low < 1 or objective.clip_high <= 0:
+        yield f"phase.objective.clip_low={objective.clip_low} must lie between 0 and 1, clip_high={objective.clip_high} above 0"
+    if objective.kl < 0 or (objective.importance_cap is not None and objective.importance_cap <= 0):
+        yield f"phase.objective.kl={objective.kl} must be 0 or more, importance_cap={objective.importance_cap} above 0 or null"
+    if rollout is None:
+        yield f"phase={phase.name} needs phase.rollout: how answers are sampled"
+        return
+    if rollout.rollouts_per_prompt < 2:
+        yield f"phase.rollout.rollouts_per_prompt={rollout.rollouts_per_prompt}: a group needs 2 or more answers to be compared"
+    if rollout.temperature <= 0 or not 0 < rollout.top_p <= 1:
+        yield f"phase.rollout.temperature={rollout.temperature} must be above 0, top_p={rollout.top_p} above 0 and at most 1"
+    if not 1 <= rollout.max_new_tokens < phase.seq_length:
+        yield f"phase.rollout.max_new_tokens={rollout.max_new_tokens} must be 1 or more and below phase.seq_length={phase.seq_length}"
+    if rollout.updates < 1 or phase.global_batch_size % rollout.updates:
+        yield f"phase.rollout.updates={rollout.updates} must divide phase.global_batch_size={phase.global_batch_size} prompts"
+    elif phase.train_steps and phase.train_steps % rollout.updates:
+        yield f"phase.rollout.updates={rollout.updates} must divide phase.train_steps={phase.train_steps}, or the last round is left unused"
+    if min(rollout.batch_size, rollout.processes) < 1 or rollout.timeout <= 0 or rollout.refills < 0:
+        yield "phase.rollout: batch_size and processes must be 1 or more, timeout above 0, refills 0 or more"
+
+
+def _unknown_words(*choices: tuple[str, str | None, tuple[str | None, ...]]) -> Iterator[str]:
+    for key, value, allowed in choices:
+        if value not in allowed:
+            yield f"{key}={value} is unknown: use one of {', '.join(str(a) for a in allowed)}"

@@ -1,0 +1,96 @@
+"""Preference pairs: the best and the worst of a prompt's scored answers, and a translation with its post-edit.
+
+Of several best answers the shortest is chosen, of several worst the one closest to it in length is rejected: the rule of WPO's authors
+(model card of Llama3-Instruct-8B-WPO-HB-v2). Lengths are in characters, so that answers of any origin compare.
+Leaves out: making answers (`generate.py`) and scoring them (`scorers.py`).  Run:  python -m tools.build_pairs
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_tower.config import InputError
+from megatron_tower.data import preferences
+from megatron_tower.data.preferences import Preference
+from megatron_tower.data.templates import translation_prompt
+
+POST_EDIT = ("source", "mt", "post_edit", "source_locale", "target_locale")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer that may become a side of a pair. sampled: by the checkpoint itself; score: higher is better, on any scale."""
+
+    answer: str
+    sampled: bool
+    score: float
+
+
+def best_and_worst(prompt: str, candidates: Sequence[Candidate], minimum_gap: float) -> Preference | None:
+    """The pair of one prompt; None where best and worst are no more than `minimum_gap` apart. What is left of ties: the first."""
+    if not candidates:
+        return None
+    highest, lowest = (best(c.score for c in candidates) for best in (max, min))
+    if highest - lowest <= minimum_gap:
+        return None
+    chosen = min((c for c in candidates if c.score == highest), key=lambda c: len(c.answer))
+    rejected = min((c for c in candidates if c.score == lowest), key=lambda c: abs(len(c.answer) - len(chosen.answer)))
+    origin = "on_policy" if chosen.sampled and rejected.sampled else "off_policy"
+    return Preference(prompt, chosen.answer, rejected.answer, highest, lowest, origin)
+
+
+def read_answers(path: Path) -> dict[str, list[str]]:
+    """Answers made elsewhere, by prompt; lines {"prompt": "...", "answers": ["...", ...]}. InputError names file and line."""
+    answers: dict[str, list[str]] = {}
+    for place, row in _rows(path):
+        if not _is_text(row.get("prompt")):
+            raise InputError(f'{place}: "prompt" must be a text that is not empty')
+        if not isinstance(row.get("answers"), list) or not all(_is_text(answer) for answer in row["answers"]):
+            raise InputError(f'{place}: "answers" must be a list of texts that are not empty')
+        answers.setdefault(row["prompt"], []).extend(row["answers"])
+    return answers
+
+
+def read_given(path: Path) -> tuple[list[Preference], int]:
+    """(pairs, post-edits that changed nothing) of a file of ready pairs, or of post-edits, as its first line is.
+
+    A post-edit {source, mt, post_edit, source_locale, target_locale} is chosen over the machine translation it mends.
+    """
+    rows = _rows(path)
+    if not any("post_edit" in row for _, row in [next(rows, ("", {}))]):
+        return preferences.read(path), 0
+    edits = [_post_edit(row, place) for place, row in _rows(path)]
+    changed = [pair for pair in edits if pair.chosen != pair.rejected]
+    return changed, len(edits) - len(changed)
+
+
+def _post_edit(row: dict, place: str) -> Preference:
+    for name in POST_EDIT:
+        if not _is_text(row.get(name)):
+            raise InputError(f'{place}: "{name}" must be a text that is not empty; a post-edit has {", ".join(POST_EDIT)}')
+    try:
+        prompt = translation_prompt(row["source_locale"], row["target_locale"], row["source"])
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    return Preference(prompt, row["post_edit"].strip(), row["mt"].strip(), origin="post_edit")
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """(file:line, object) of a JSONL file, blank lines left out."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing: name a JSONL file")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line.decode("utf-8"))
+                except ValueError as error:
+                    raise InputError(f"{path}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from error
+                if not isinstance(row, dict):
+                    raise InputError(f"{path}:{number}: a JSON {type(row).__name__} where an object is expected: mend or drop the line")
+                yield f"{path}:{number}", row
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

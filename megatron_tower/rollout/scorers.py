@@ -1,0 +1,171 @@
+"""What scores answers for preference pairs: verifiable rewards, a COMET checkpoint or a reward model, from local files only.
+
+    rewards       the reward that each item names, in killable processes                       [0, 1]
+    comet         unbabel-comet, with the item's reference where all items have one             the checkpoint's scale
+    reward_model  a Hugging Face sequence classifier with one output, on the chat of both      the model's logit
+
+Nothing but tensors is read from a checkpoint: COMET's is loaded with weights_only and its class built from hparams.yaml.
+Leaves out: several devices (the first rank scores alone), pairwise judges.  Run:  python -m tools.build_pairs pairs.scorer=comet
+"""
+
+import inspect
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_tower.config import InputError, PairsConfig
+from megatron_tower.data import sources
+from megatron_tower.data.prompts import Item
+from megatron_tower.rewards.pool import Verdict, VerifierPool
+
+if TYPE_CHECKING:
+    from comet.models.base import CometModel
+    from torch import Tensor
+
+Asked = Sequence[tuple[Item, str]]  # an item and an answer to it
+SCORERS = ("rewards", "comet", "reward_model")
+FILES = {
+    "rewards": (),
+    "comet": ("hparams.yaml", "checkpoints/model.ckpt"),
+    "reward_model": ("config.json", "tokenizer_config.json"),
+}
+NEEDS_REFERENCE = ("regression_metric", "ranking_metric")
+
+
+def check(cfg: PairsConfig, items: Sequence[Item]) -> None:
+    """Raise InputError where `cfg.scorer` lacks a file, a package, or something about an item."""
+    if cfg.scorer not in SCORERS:
+        raise InputError(f"pairs.scorer={cfg.scorer} is unknown: use one of {', '.join(SCORERS)}")
+    if cfg.scorer != "rewards" and not cfg.scorer_path:
+        raise InputError(f"pairs.scorer={cfg.scorer} needs pairs.scorer_path: the folder of its checkpoint")
+    for name in FILES[cfg.scorer]:
+        if not (Path(cfg.scorer_path) / name).is_file():
+            raise InputError(f"pairs.scorer_path={cfg.scorer_path} has no {name}: name the folder of a downloaded {cfg.scorer} checkpoint")
+    if cfg.scorer == "reward_model" and not list(Path(cfg.scorer_path).glob("*.safetensors")):
+        raise InputError(f"pairs.scorer_path={cfg.scorer_path} has no safetensors, and pickled weights are not loaded: convert them first")
+    if cfg.scorer == "comet":
+        needed = ["source", "reference"] if _hparams(Path(cfg.scorer_path))["class_identifier"] in NEEDS_REFERENCE else ["source"]
+        for row, item in enumerate(items):
+            if lacking := [name for name in needed if not _part(item, name)]:
+                raise InputError(f"item {row} has no {lacking[0]} in its check, which pairs.scorer=comet needs: drop it from pairs.items")
+
+
+def fingerprint(cfg: PairsConfig) -> str | None:
+    """sha256 that tells one checkpoint of a scorer from another; None for the rewards."""
+    if cfg.scorer == "rewards":
+        return None
+    folder = Path(cfg.scorer_path)
+    return sources.fingerprint([*(folder / name for name in FILES[cfg.scorer]), *sorted(folder.glob("*.safetensors"))])
+
+
+def score(cfg: PairsConfig, asked: Asked) -> list[Verdict]:
+    """The verdict on each answer, in order; `check` has passed."""
+    return {"rewards": _rewards, "comet": _comet, "reward_model": _reward_model}[cfg.scorer](cfg, asked)
+
+
+def _rewards(cfg: PairsConfig, asked: Asked) -> list[Verdict]:
+    with VerifierPool(cfg.processes, cfg.timeout) as pool:
+        return pool.score(asked)
+
+
+def _comet(cfg: PairsConfig, asked: Asked) -> list[Verdict]:
+    from megatron_tower.runtime.distributed import device
+
+    model = load_comet(Path(cfg.scorer_path)).to(device())
+    with_reference = all(_part(item, "reference") for item, _ in asked)
+
+    def scores(batch: Asked) -> "Tensor":
+        samples = [{"src": _part(item, "source"), "mt": answer} for item, answer in batch]
+        if with_reference:
+            samples = [sample | {"ref": _part(item, "reference")} for sample, (item, _) in zip(samples, batch, strict=True)]
+        return model.predict_step(_to(model.prepare_for_inference(samples), device()))["scores"]
+
+    return _in_batches(scores, asked, cfg.batch_size)
+
+
+def load_comet(folder: Path) -> "CometModel":
+    """A COMET model in evaluation mode from `folder`/{hparams.yaml, checkpoints/model.ckpt}; its encoder's tokenizer must be local too."""
+    import torch
+    from comet.models import str2model
+
+    hparams = _hparams(folder)
+    if hparams["class_identifier"] not in str2model:
+        raise InputError(f"{folder}/hparams.yaml: class_identifier {hparams['class_identifier']} is none of {', '.join(str2model)}")
+    made_of = str2model[hparams["class_identifier"]]
+    words = {name: hparams[name] for name in inspect.signature(made_of.__init__).parameters if name in hparams}
+    path = folder / "checkpoints" / "model.ckpt"
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"{path} is damaged or holds more than tensors: only a state_dict is loaded, save it again with nothing else"
+        ) from error
+    try:
+        model = made_of(**words | {"load_pretrained_weights": False, "local_files_only": True})
+    except OSError as error:
+        raise InputError(f"{folder}: the tokenizer and config of {hparams.get('pretrained_model')} are not on this machine") from error
+    if missing := model.load_state_dict(weights, strict=False).missing_keys:
+        raise InputError(f"{path} lacks {missing[0]} and {len(missing) - 1} more weights of {hparams['class_identifier']}")
+    return model.eval()
+
+
+def _reward_model(cfg: PairsConfig, asked: Asked) -> list[Verdict]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from megatron_tower.runtime.distributed import device
+
+    local = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(cfg.scorer_path, **local)
+    model = AutoModelForSequenceClassification.from_pretrained(cfg.scorer_path, use_safetensors=True, torch_dtype="auto", **local)
+    if model.config.num_labels != 1 or tokenizer.chat_template is None:
+        raise InputError(
+            f"pairs.scorer_path={cfg.scorer_path}: a reward model has one output and a chat template, this one has "
+            f"{model.config.num_labels} and {'none' if tokenizer.chat_template is None else 'one'}"
+        )
+    model = model.to(device()).eval()
+
+    def scores(batch: Asked) -> "Tensor":
+        chats = [[{"role": "user", "content": item["prompt"]}, {"role": "assistant", "content": answer}] for item, answer in batch]
+        texts = tokenizer.apply_chat_template(chats, tokenize=False)
+        encoded = tokenizer(texts, add_special_tokens=False, padding=len(texts) > 1, return_tensors="pt").to(device())
+        return model(**encoded).logits[:, 0]
+
+    # Without a padding token the model can't tell where a shorter row ends.
+    return _in_batches(scores, asked, cfg.batch_size if model.config.pad_token_id is not None else 1)
+
+
+def _in_batches(scores: Callable[[Asked], "Tensor"], asked: Asked, size: int) -> list[Verdict]:
+    """`scores` [batch] of neighbours in length together."""
+    import torch
+
+    verdicts: list[Verdict | None] = [None] * len(asked)
+    order = sorted(range(len(asked)), key=lambda row: -len(asked[row][1]))
+    with torch.inference_mode():
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            for row, value in zip(rows, scores([asked[row] for row in rows]).float().tolist(), strict=True):
+                verdicts[row] = Verdict(value) if math.isfinite(value) else Verdict(None, "nan")
+    return verdicts
+
+
+def _hparams(folder: Path) -> dict:
+    import yaml
+
+    hparams = yaml.safe_load((folder / "hparams.yaml").read_text(encoding="utf-8"))
+    if not isinstance(hparams, dict) or "class_identifier" not in hparams:
+        raise InputError(f"{folder}/hparams.yaml names no class_identifier: it is no COMET checkpoint")
+    return hparams
+
+
+def _part(item: Item, name: str) -> str | None:
+    """The source or the reference of a translation item."""
+    return item["check"].get(name) or (item.get("answer") if name == "reference" else None)
+
+
+def _to(batch: object, device: object) -> object:
+    """COMET's inputs on a device: a dictionary of tensors and lists, or several of them."""
+    if isinstance(batch, dict):
+        return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+    return tuple(_to(part, device) for part in batch)

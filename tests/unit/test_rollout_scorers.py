@@ -1,0 +1,163 @@
+"""Scoring by COMET and by a reward model, from tiny real checkpoints of each, against the libraries' own ways to score."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from megatron_tower.config import InputError, PairsConfig
+from megatron_tower.rollout import scorers
+
+TEXT = ["The cat is on the mat.", "Die Katze ist auf der Matte.", "Le chat est sur le tapis.", "Сегодня хорошая погода."]
+COMET = {
+    "regression_metric": {"layer": "mix", "layer_transformation": "sparsemax_patch"},
+    "referenceless_regression_metric": {"layer": "mix"},
+    "unified_metric": {"sent_layer": "mix", "word_layer": 1, "input_segments": ["mt", "src"], "layer_transformation": "sparsemax_patch"},
+    "xcomet_metric": {"sent_layer": "mix", "word_layer": 1, "word_level_training": True, "layer_transformation": "sparsemax_patch"},
+}
+
+
+def asked(reference: bool = True) -> list[tuple[dict, str]]:
+    """Answers of different lengths to two translation items."""
+    checks = [{"source": a, "reference": b} if reference else {"source": a} for a, b in pairwise(TEXT)]
+    items = [{"prompt": f"Translate: {check['source']}", "answer": None, "check": check} for check in checks]
+    return [(item, answer) for item in items[:2] for answer in ("Die Katze", "Le chat est sur le tapis de la maison.", "x")]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An XLM-R of two layers and its tokenizer, with a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import XLMRobertaConfig, XLMRobertaTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoder")
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    wanted = {"vocab_size": 150, "special_tokens": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "unk_token": "<unk>"}
+    made.train_from_iterator(TEXT * 20, trainers.UnigramTrainer(**wanted, show_progress=False))
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    tokenizer = XLMRobertaTokenizerFast(tokenizer_object=made, **names, mask_token="<mask>", model_max_length=512)
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    XLMRobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2, num_labels=1,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def comet_folder(kind: str, encoder: Path, folder: Path) -> Path:
+    """A COMET checkpoint as unbabel-comet releases them, of random weights."""
+    from comet.models import str2model
+
+    torch.manual_seed(1)
+    words = {"encoder_model": "XLM-RoBERTa", "pretrained_model": str(encoder), "hidden_sizes": [16, 8]} | COMET[kind]
+    softmax = {"layer_transformation": "softmax"} if "layer_transformation" in words else {}
+    model = str2model[kind](**words | softmax, local_files_only=True, load_pretrained_weights=False)
+    (folder / "checkpoints").mkdir(parents=True)
+    for parameter in model.parameters():  # equal ones would hide another transformation, small ones another text
+        parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    made = {"state_dict": model.state_dict(), "hyper_parameters": words | {"class_identifier": kind}, "pytorch-lightning_version": "2.0.0"}
+    torch.save(made, folder / "checkpoints" / "model.ckpt")
+    (folder / "hparams.yaml").write_text(yaml.safe_dump(made["hyper_parameters"]))
+    return folder
+
+
+def settings(scorer: str, folder: Path, batch_size: int = 4) -> PairsConfig:
+    return PairsConfig(scorer=scorer, scorer_path=str(folder), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("kind", COMET)
+def test_comet_scores_as_its_own_loader_does(kind: str, encoder: Path, tmp_path: Path):
+    import comet
+
+    folder = comet_folder(kind, encoder, tmp_path / kind)
+    cfg = settings("comet", folder)
+    scorers.check(cfg, [item for item, _ in asked()])
+    found = [verdict.score for verdict in scorers.score(cfg, asked())]
+    theirs = comet.load_from_checkpoint(str(folder / "checkpoints" / "model.ckpt"), local_files_only=True).eval()
+    samples = [{"src": i["check"]["source"], "ref": i["check"]["reference"], "mt": answer} for i, answer in asked()]
+    with torch.inference_mode():
+        wanted = [theirs.predict_step(theirs.prepare_for_inference([sample]))["scores"].item() for sample in samples]
+    assert found == pytest.approx(wanted, abs=1e-5)
+    assert len({round(score, 4) for score in found}) > 3, "the scores hardly differ: the test shows nothing"
+
+
+def test_comet_needs_what_its_class_needs(encoder: Path, tmp_path: Path):
+    items = [item for item, _ in asked(reference=False)]
+    free = settings("comet", comet_folder("referenceless_regression_metric", encoder, tmp_path / "free"))
+    scorers.check(free, items)
+    assert all(verdict.score is not None for verdict in scorers.score(free, asked(reference=False)))
+    with pytest.raises(InputError, match="item 0 has no reference"):
+        scorers.check(settings("comet", comet_folder("regression_metric", encoder, tmp_path / "bound")), items)
+    with pytest.raises(InputError, match="item 0 has no source"):
+        scorers.check(free, [{"prompt": "p", "check": {}}])
+
+
+def test_nothing_but_tensors_is_loaded(encoder: Path, tmp_path: Path):
+    folder = comet_folder("referenceless_regression_metric", encoder, tmp_path / "comet")
+    path = folder / "checkpoints" / "model.ckpt"
+    weights = torch.load(path, weights_only=True)
+    torch.save(weights | {"callback": Trap(tmp_path / "sprung")}, path)
+    with pytest.raises(InputError, match="damaged or holds more than tensors"):
+        scorers.score(settings("comet", folder), asked())
+    assert not (tmp_path / "sprung").exists()
+    del weights["state_dict"]["estimator.ff.0.weight"]
+    torch.save(weights, path)
+    with pytest.raises(InputError, match=r"lacks estimator\.ff\.0\.weight"):
+        scorers.score(settings("comet", folder), asked())
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_reward_model_scores_the_chat_of_prompt_and_answer(encoder: Path, tmp_path: Path):
+    from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForSequenceClassification
+
+    torch.manual_seed(2)
+    model = XLMRobertaForSequenceClassification(XLMRobertaConfig.from_pretrained(encoder)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    cfg = settings("reward_model", tmp_path)
+    scorers.check(cfg, [item for item, _ in asked()])
+    found = [verdict.score for verdict in scorers.score(cfg, asked())]
+    with torch.inference_mode():
+        texts = [f"<s>{item['prompt']}</s><s>{answer}</s>" for item, answer in asked()]
+        wanted = [model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item() for text in texts]
+    assert found == pytest.approx(wanted, abs=1e-5)
+    assert len({round(score, 3) for score in found}) == len(found)
+    model.classifier.out_proj.bias.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    assert {verdict.problem for verdict in scorers.score(cfg, asked())} == {"nan"}
+    XLMRobertaForSequenceClassification(XLMRobertaConfig.from_pretrained(encoder, num_labels=3)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="this one has 3 and one"):
+        scorers.score(cfg, asked())
+
+
+@pytest.mark.parametrize(
+    ("cfg", "told"),
+    [
+        (PairsConfig(scorer="taste"), "scorer=taste is unknown"),
+        (PairsConfig(scorer="comet"), "scorer=comet needs pairs.scorer_path"),
+        (PairsConfig(scorer="comet", scorer_path="nowhere"), r"nowhere has no hparams\.yaml"),
+        (PairsConfig(scorer="reward_model", scorer_path="nowhere"), r"nowhere has no config\.json"),
+    ],
+)
+def test_bad_input_is_refused(cfg: PairsConfig, told: str):
+    with pytest.raises(InputError, match=told):
+        scorers.check(cfg, [])
