@@ -171,10 +171,10 @@ class DataConfig:
     verifiable_kinds: list[str] = field(default_factory=list)  # of pairs that they are made from; none named: all
     verifiable_composed: float = 0.3  # share of them with two or three constraints
     verifiable_own_language: float = 0.3  # share of them in the target's language
-    verifiable_sft: int = 0  # examples of them among SFT's translation-related ones
+    verifiable_share: float = 0.0  # of SFT's translation-related examples
     rl_prompts: int = 0
     rl_shares: dict[str, float] = field(default_factory=dict)  # of the prompts: reward -> share
-    preference_pairs: int = 0  # translation against damaged copy
+    preference_pairs: int = 0  # of a good answer against a damaged one
     seed: int = 1234
 
 

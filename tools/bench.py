@@ -5,6 +5,7 @@ decoding is greedy, with a cache, beside `generate`. The two sides take turns (A
 so that a busy machine slows both. The first losses and the decoded tokens must agree, or nothing is reported.
 
 Run:  python -m tools.bench cpu [--json runs/bench.json]
+      python -m tools.bench rl                                    # WPO beside SFT, the seconds of GRPO (bench_rl.py)
 """
 
 import argparse
@@ -27,10 +28,12 @@ from torch import Tensor
 from megatron_tower.config import Config, InputError, load
 from megatron_tower.data.batch import Batch
 from megatron_tower.runtime import cpu, distributed
+from tools import bench_rl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from megatron_tower.models.build import Decoder
     from megatron_tower.training.trainer import Trainer
 
 SIZES = {  # heads have 64 channels, two query heads share a key; the vocabulary has 4,096 entries and one matrix
@@ -93,29 +96,40 @@ def configure(family: str, shape: dict[str, int], work: Work) -> Config:
 
 def compare(family: str, size: str, shape: dict[str, int], work: Work) -> Iterator[Result]:
     """Training and decoding of one family at one size. Raises RuntimeError when the two sides do not compute the same."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from megatron_tower.models.build import build_chunks
-    from megatron_tower.models.families import family_of
-    from megatron_tower.models.hf import load_hf
     from megatron_tower.training.rounds import RowSource
     from megatron_tower.training.throughput import parameters
     from megatron_tower.training.trainer import Trainer
 
-    cfg = configure(family, shape, work)
-    torch.manual_seed(cfg.seed)
-    hf_config = AutoConfig.for_model(**family_of(family).to_hf(cfg.model))
-    theirs = AutoModelForCausalLM.from_config(hf_config, attn_implementation=ATTENTION[family])
-    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision)
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        load_hf(chunks, cfg.model, folder)
+    cfg, make, theirs = _sides(configure(family, shape, work))
+    chunks = make()
     name = f"{family} {size} ({parameters(cfg.model) / 1e6:.1f}M)"
     for rows in work.decode_rows:
         what = f"decode {rows} x ({work.prompt} + {work.new})"
         yield _take_turns(name, what, *_decoders(chunks[0], theirs, rows, work), rows * work.new, work)
     sides = _trainers(Trainer(cfg, chunks, RowSource(cfg, Rows(cfg)), cfg.phase.train_steps), theirs)
     yield _take_turns(name, f"train {work.rows} x {work.tokens}", *sides, work.rows * work.tokens * work.steps, work)
+
+
+def _sides(cfg: Config) -> "tuple[Config, Callable[[], list[Decoder]], PreTrainedModel]":
+    """The config, a function that makes our model, and transformers' model, both with the same random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from megatron_tower.models.build import build_chunks
+    from megatron_tower.models.families import family_of
+    from megatron_tower.models.hf import load_hf
+
+    torch.manual_seed(cfg.seed)
+    hf_config = AutoConfig.for_model(**family_of(cfg.model.family).to_hf(cfg.model))
+    theirs = AutoModelForCausalLM.from_config(hf_config, attn_implementation=ATTENTION[cfg.model.family])
+
+    def ours() -> "list[Decoder]":
+        chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision)
+        with tempfile.TemporaryDirectory() as folder:
+            theirs.save_pretrained(folder)
+            load_hf(chunks, cfg.model, folder)
+        return chunks
+
+    return cfg, ours, theirs
 
 
 def _trainers(trainer: "Trainer", hf: "PreTrainedModel") -> tuple[Callable[[int], float], Callable[[int], float]]:
@@ -130,7 +144,7 @@ def _trainers(trainer: "Trainer", hf: "PreTrainedModel") -> tuple[Callable[[int]
 
     def their_step() -> float:
         nonlocal samples
-        batch = Batch.stack([trainer.dataset[samples + i] for i in range(cfg.phase.global_batch_size)])
+        batch = Batch.stack([trainer.source.dataset[samples + i] for i in range(cfg.phase.global_batch_size)])
         samples += cfg.phase.global_batch_size
         logits = hf(input_ids=batch.tokens, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
@@ -204,12 +218,17 @@ def line(r: Result) -> str:
     return f"| {r.model} | {r.work} | {r.ours:,.0f} | {r.theirs:,.0f} | {r.ratio:.2f} | {r.lowest:.2f} - {r.highest:.2f} |"
 
 
-def bench_cpu(options: argparse.Namespace) -> None:
+def _on_cpu() -> None:
+    """This process as the only rank."""
     cpu.install()
     if torch.cuda.is_available():
-        raise InputError("this machine has CUDA, where `cpu` would measure something else: set CUDA_VISIBLE_DEVICES= in the environment")
+        raise InputError("this machine has CUDA, where these would measure something else: set CUDA_VISIBLE_DEVICES= in the environment")
     cfg = load([])
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
+
+
+def bench_cpu(options: argparse.Namespace) -> None:
+    _on_cpu()
     print(machine(), HEAD, sep="\n\n", flush=True)
     results = []
     for size in options.sizes:
@@ -223,6 +242,25 @@ def bench_cpu(options: argparse.Namespace) -> None:
     distributed.shutdown()
 
 
+def bench_rl_stages(options: argparse.Namespace) -> None:
+    """The three tables of bench_rl.py, both families at each size."""
+    _on_cpu()
+    shapes = [(family, size) for size in options.sizes for family in ATTENTION]
+    sides = {f"{family} {size}": _sides(configure(family, SIZES[size], Work())) for family, size in shapes}
+    print(machine(), bench_rl.WPO_HEAD, sep="\n\n", flush=True)
+    for name, (cfg, make, _) in sides.items():
+        print(bench_rl.wpo_line(name, bench_rl.wpo_beside_sft(cfg, make, options.turns)), flush=True)
+    print("", bench_rl.GRPO_HEAD, sep="\n", flush=True)
+    for name, (cfg, make, _) in sides.items():
+        print(bench_rl.grpo_line(name, bench_rl.grpo_split(cfg, make, options.turns)), flush=True)
+    print("", HEAD, sep="\n", flush=True)
+    what = f"sample {bench_rl.SAMPLED} x ({bench_rl.PROMPT} + {bench_rl.GROUP} x {bench_rl.NEW})"
+    tokens = bench_rl.SAMPLED * bench_rl.GROUP * bench_rl.NEW
+    for name, (_, make, theirs) in sides.items():
+        print(line(_take_turns(name, what, *bench_rl.samplers(make()[0], theirs), tokens, Work(turns=options.turns))), flush=True)
+    distributed.shutdown()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Speed beside transformers, measured in one run.")
     commands = parser.add_subparsers(required=True)
@@ -231,6 +269,10 @@ def main() -> None:
     on_cpu.add_argument("--turns", type=int, default=Work.turns, help="of each side (default: %(default)s)")
     on_cpu.add_argument("--json", type=Path, help="also write the results there")
     on_cpu.set_defaults(run=bench_cpu)
+    of_rl = commands.add_parser("rl", help="a WPO step beside two SFT steps, where GRPO's seconds go, sampling beside transformers")
+    of_rl.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    of_rl.add_argument("--turns", type=int, default=Work.turns, help="of each side (default: %(default)s)")
+    of_rl.set_defaults(run=bench_rl_stages)
     options = parser.parse_args()
     try:
         options.run(options)

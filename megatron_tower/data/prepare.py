@@ -101,10 +101,7 @@ def _check(data: DataConfig) -> None:
         ),
         (data.sft_examples < 1, f"data.sft_examples={data.sft_examples} must be 1 or more"),
         (min(data.rl_prompts, data.preference_pairs) < 1, "data.rl_prompts and data.preference_pairs must be 1 or more"),
-        (
-            data.verifiable_sft > data.sft_examples * data.sft_translation_share,
-            f"data.verifiable_sft={data.verifiable_sft} is more than SFT's translation-related share",
-        ),
+        (not 0 <= data.verifiable_share <= 1, f"data.verifiable_share={data.verifiable_share} must lie between 0 and 1"),
         (not data.instruction_kinds, f"data.instruction_kinds is empty: name some of {', '.join(instructions.KINDS)}"),
         (not 0 <= data.sft_translation_share <= 1, f"data.sft_translation_share={data.sft_translation_share} must lie between 0 and 1"),
     ):
@@ -132,7 +129,7 @@ def _write(folder: Path, cfg: Config) -> dict:
     _write_rows(folder / "sft" / "train.jsonl", (example.row() for example in sft))
     asked = [item for item in rl.prompts(data, train, data.rl_prompts, held_out=False) if not _leaks(item, held)]
     _write_rows(folder / "rl" / "train.jsonl", asked)
-    preferred = [row for row in rl.preferences(train, data.preference_pairs, data.seed) if not held.leaks(row["rejected"])]
+    preferred = [row for row in rl.preferences(data, train, data.preference_pairs, data.seed) if not _leaks_pair(row, held)]
     _write_rows(folder / "preferences" / "train.jsonl", preferred)
     held_texts, held_general = _write_held_out(folder / "held_out", data, test)
     return {
@@ -152,7 +149,8 @@ def _write(folder: Path, cfg: Config) -> dict:
 def _sft_examples(data: DataConfig, train: list[Pair], held: HeldOut) -> tuple[list[Example], list[Example]]:
     """General examples for CPT's instruction part, and the SFT mixture in random order."""
     wanted = round(data.sft_examples * data.sft_translation_share)
-    shown = [verifiable.example(item) for item in rl.translation(data, train, data.verifiable_sft, data.seed + 2) if not _leaks(item, held)]
+    instructed = rl.translation(data, train, round(wanted * data.verifiable_share), data.seed + 2)
+    shown = [verifiable.example(item) for item in instructed if not _leaks(item, held)]
     translation = shown + tasks.generate(train, wanted - len(shown), data.seed, held)
     general = instructions.generate(data.instruction_kinds, data.sft_examples - wanted, data.seed, held_out=False, share=data.held_out)
     for found, asked, what in ((translation, wanted, "translation"), (general, data.sft_examples - wanted, "general")):
@@ -166,6 +164,10 @@ def _sft_examples(data: DataConfig, train: list[Pair], held: HeldOut) -> tuple[l
 
 def _leaks(item: dict, held: HeldOut) -> bool:
     return held.leaks(item["prompt"]) or held.leaks(item["answer"])
+
+
+def _leaks_pair(row: dict, held: HeldOut) -> bool:
+    return any(held.leaks(row[side]) for side in ("prompt", "chosen", "rejected"))
 
 
 def _tokenizer(cfg: Config, texts: list[str], sft: list[Example], folder: Path) -> "PreTrainedTokenizerFast":
@@ -208,7 +210,7 @@ def _write_held_out(folder: Path, data: DataConfig, test: list[Pair]) -> tuple[d
     _write_rows(folder / "translation.jsonl", _shuffled(ways))
     _write_rows(folder / "general.jsonl", ({"kind": e.kind, "prompt": e.prompt, "answer": e.answer, "locale": e.locale} for e in general))
     _write_rows(folder / "verifiable.jsonl", rl.prompts(data, test, HELD_OUT_VERIFIABLE, held_out=True))
-    _write_rows(folder / "preference.jsonl", rl.preferences(test, HELD_OUT_PREFERENCE, data.seed + 1))
+    _write_rows(folder / "preference.jsonl", rl.preferences(data, test, HELD_OUT_PREFERENCE, data.seed + 1))
     return dict(Counter(code for code, _ in text)), len(general)
 
 

@@ -9,7 +9,8 @@ A stand-in for the recipe's GSM8K, MATH, IFEval prompts and human judgements. Le
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from megatron_tower.config import DataConfig, InputError
 from megatron_tower.data import instructions, judgements, verifiable
@@ -56,19 +57,31 @@ def translation(data: DataConfig, pairs: Sequence[Pair], count: int, seed: int) 
     return verifiable.generate(chosen, count, seed, families=families, **shares)
 
 
-def preferences(pairs: Sequence[Pair], count: int, seed: int) -> list[dict]:
-    """`count` pairs of a translation (chosen) and a damaged copy (rejected), both ways: what post-edits of a weak system look like."""
+def preferences(data: DataConfig, pairs: Sequence[Pair], count: int, seed: int) -> list[dict]:
+    """`count` pairs, half of them a translation against a damaged copy, both ways, half an answer that keeps its instruction against one
+    that breaks it; fewer when the pairs run dry. What human judgements and post-edits of a weak system look like.
+    """
     rng = random.Random(f"{seed}/preferences")
-    rows = []
+    rows = list(islice(_against_damage(pairs, rng), count - count // 2))
+    for item in translation(data, pairs, count // 2, seed + 3):
+        broken = {name: text for name, text in verifiable.damaged(item, rng).items() if name.split(".")[0] in item["family"].split("+")}
+        if broken:
+            rejected = broken[rng.choice(sorted(broken))]
+            rows.append(_pair("instructed", item["locale"], item["prompt"], item["answer"], rejected))
+    rng.shuffle(rows)
+    return rows
+
+
+def _against_damage(pairs: Sequence[Pair], rng: random.Random) -> Iterator[dict]:
     for pair in _endless(pairs, rng):
         sides = [("en", pair.source), (pair.locale, pair.target)]
         (source, text), (target, chosen) = sides if rng.random() < 0.5 else reversed(sides)
         if rejected := damage(chosen, rng):
-            row = {"prompt": translation_prompt(source, target, text), "chosen": chosen, "rejected": rejected}
-            rows.append({**row, "kind": pair.kind, "locale": pair.locale, "origin": "off_policy"})
-        if len(rows) == count:
-            break
-    return rows
+            yield _pair(pair.kind, pair.locale, translation_prompt(source, target, text), chosen, rejected)
+
+
+def _pair(kind: str, locale: str, prompt: str, chosen: str, rejected: str) -> dict:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "kind": kind, "locale": locale, "origin": "off_policy"}
 
 
 def _preference(pairs: Sequence[Pair], count: int, rng: random.Random) -> list[Item]:
@@ -81,7 +94,7 @@ def _preference(pairs: Sequence[Pair], count: int, rng: random.Random) -> list[I
     return list(found.values())
 
 
-def _endless(pairs: Sequence[Pair], rng: random.Random) -> Iterable[Pair]:
+def _endless(pairs: Sequence[Pair], rng: random.Random) -> Iterator[Pair]:
     """Four times over the pairs, each time in another order."""
     return (pair for _ in range(4) for pair in rng.sample(pairs, len(pairs)))
 

@@ -9,9 +9,11 @@ import pytest
 
 WORDS = [
     *("data.locales=[de_DE]", "data.cldr_per_locale=300", "data.sft_examples=600", "data.vocab_size=1024"),
+    *("data.rl_prompts=80", "data.preference_pairs=40", "pairs.prompts=20", "pairs.samples=2", "pairs.max_new_tokens=8"),
     *("model.num_layers=2", "model.window_layers=[0]", "model.hidden_size=64", "model.ffn_hidden_size=96", "model.kv_channels=16"),
     *("phase.seq_length=128", "phase.global_batch_size=4", "phase.micro_batch_size=2", "phase.train_steps=4"),
-    *("eval.text_per_locale=4", "eval.translations_per_locale=4", "eval.general=8", "eval.bootstrap_samples=50", "eval.max_new_tokens=8"),
+    *("eval.text_per_locale=4", "eval.translations_per_locale=4", "eval.general=8", "eval.preference=8", "eval.verifiable=8"),
+    *("eval.bootstrap_samples=50", "eval.max_new_tokens=8"),
 ]
 
 
@@ -39,15 +41,15 @@ def written(folder: Path) -> dict[str, int]:
 def test_every_stage_left_what_it_is_to_leave(finished):
     folder, said = finished
     run = folder / "run"
-    for stage in ("base", "cpt", "sft"):
+    for stage in ("base", "cpt", "sft", "wpo", "grpo"):
         scores = json.loads((run / stage / "evaluation" / "scores.json").read_text())["scores"]
-        assert {s["task"] for s in scores} == {"text", "translation", "general"}
-    for phase in ("cpt", "sft"):
+        assert {s["task"] for s in scores} == {"text", "translation", "general", "preference", "verifiable"}
+    for phase in ("cpt", "sft", "wpo", "grpo"):
         steps = [json.loads(line)["step"] for line in (run / phase / "metrics.jsonl").read_text().splitlines()]
         assert steps == [1, 2, 3, 4]
         assert json.loads((run / phase / "finished.json").read_text())["step"] == 4
     page = (run / "report.html").read_text()
-    assert all(stage in page for stage in ("Base", "CPT", "SFT")) and "trigram" in page
+    assert all(stage in page for stage in ("Base", "CPT", "SFT", "WPO", "GRPO")) and "trigram" in page
     assert str((run / "report.html").resolve()) in said.replace("\n", "")
 
 
