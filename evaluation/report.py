@@ -124,6 +124,8 @@ def _method(story: Story) -> list[str]:
         "Wrong language is judged by lid.176 where the answer has 20 characters or more and the detector recognises the reference.",
         "Preference accuracy: share of held-out pairs whose chosen answer has the higher mean log-probability a token (its end of turn "
         "included), a tie counting half. Verifiable reward: mean of the rewards that GRPO trains on, from 0 to 100 %, over held-out items.",
+        "The translation reward contains chrF to the reference, on translations under an instruction; preference pairs and plain "
+        "translations are not rewarded. chrF++ is therefore no independent judge of GRPO: read it with exact match, which is in no reward.",
         "From stage to stage: paired bootstrap of the difference on the same items, without those that have no verdict at either stage; "
         "it is called one where its interval leaves out 0.",
         f"Intervals: {100 * asked['confidence']:g} % percentile bootstrap over segments, {asked['bootstrap_samples']} resamples within "

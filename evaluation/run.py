@@ -25,6 +25,7 @@ from evaluation.metrics.bootstrap import Resampling
 from evaluation.tasks import TASKS
 from evaluation.tasks.task import Answer, Generator, Score, Verdict, Verify
 from megatron_tower.config import Config, InputError, entry_point
+from megatron_tower.data.sources import fingerprint
 from megatron_tower.runtime import cpu
 from megatron_tower.runtime.run_dir import write_text
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 VERSION = 2  # of tasks and metrics; raised when the same answers would score otherwise
 PROCESSES = 8  # at most, that compute rewards
-HASHED_WHOLE = 256 << 20  # bytes; of a larger file the ends, for hashing 140 GB takes longer than loading them
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def check(cfg: Config) -> Plan:
         {task.name: task.choose(read(data / "held_out" / f"{task.name}.jsonl", task.fields), cfg.eval) for task in TASKS},
         {key: value for key, value in asdict(cfg.eval).items() if key not in ("checkpoint", "output", "batch_size")}
         | {"seed": cfg.seed, "version": VERSION},
-        _sha256([data / "manifest.json"]),
+        fingerprint([data / "manifest.json"]),
         Path(cfg.eval.output) if cfg.eval.output else path / "evaluation",
     )
 
@@ -175,14 +175,14 @@ def identify(path: Path) -> Subject:
     """What lies at `path`; raises InputError when it is no checkpoint."""
     if (path / "config.json").is_file():
         files = sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
-        return Subject(str(path), _sha256(files), None, None)
+        return Subject(str(path), fingerprint(files), None, None)
     from megatron_tower.training import checkpoint
 
     found = checkpoint.find(path)
     if found is None:
         raise InputError(f"eval.checkpoint={path} holds neither a checkpoint nor a Hugging Face config.json: name a folder that does")
     config = found.path.parent.parent / "config.yaml"
-    return Subject(str(path), _sha256([found.path / "manifest.json"]), OmegaConf.load(config).phase.name, found.step)
+    return Subject(str(path), fingerprint([found.path / "manifest.json"]), OmegaConf.load(config).phase.name, found.step)
 
 
 def _open(cfg: Config, subject: Subject) -> "tuple[MegatronGenerator, ModelConfig]":
@@ -212,21 +212,6 @@ def _write(folder: Path, result: dict[str, Any], lines: Sequence[Answer]) -> Non
     (folder / "scores.json").unlink(missing_ok=True)
     write_text(folder / "generations.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(folder / "scores.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-
-
-def _sha256(files: Sequence[Path]) -> str:
-    """Of the files' names, sizes and bytes; of a large file's first and last MiB."""
-    digest, block = hashlib.sha256(), 1 << 20
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            if size > HASHED_WHOLE:
-                digest.update(stream.read(block))
-                stream.seek(-block, 2)
-            while part := stream.read(block):
-                digest.update(part)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ FORMAT = 2  # of the folder; raised when what is written changes
 PARTS = ("monolingual", "parallel", "instruction")
 HELD_OUT_GENERAL = 1000
 HELD_OUT_VERIFIABLE = 600
-HELD_OUT_PREFERENCE = 600
+HELD_OUT_PREFERENCE = 1000
 
 
 def prepare(cfg: Config) -> Path:

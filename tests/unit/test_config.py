@@ -56,6 +56,30 @@ BAD = {
     "model.attention_backend=magic": "use one of auto, eager, sdpa",
     "model.hf_folder=/nowhere": "config.json",
     "phase.seq_length=long": "phase.seq_length",
+    "phase.objective=wpo": "phase.objective.name=wpo is unknown",
+    "phase.objective.beta=1": "phase.objective.beta",
+}
+BAD_PHASES = {
+    "wpo": {
+        "phase.objective.beta=0": "must be above 0",
+        "phase.objective.label_smoothing=0.5": "below 0.5",
+        "phase.objective.weighting=some": "use one of wpo, none",
+        "phase.objective.reference=gone": "use one of stored, live",
+        "phase.objective.name=dpo": "phase.objective.name=dpo is unknown: use one of causal_lm, wpo, grpo",
+        "phase.file=null": "needs phase.file",
+        "phase.dataset=chats": "does not learn from phase.dataset=chats: use preferences",
+    },
+    "grpo": {
+        "phase.rollout.rollouts_per_prompt=1": "a group needs 2 or more answers",
+        "phase.rollout.temperature=0": "must be above 0",
+        "phase.rollout.max_new_tokens=8192": "below phase.seq_length",
+        "phase.rollout.updates=3": "must divide phase.global_batch_size=128",
+        "phase.rollout.timeout=0": "timeout above 0",
+        "phase.rollout=null": "needs phase.rollout",
+        "phase.objective.aggregation=mean": "use one of grpo, dr_grpo, dapo",
+        "phase.objective.kl=-1": "must be 0 or more",
+        "parallel=pp2 parallel.virtual_pipeline=13": "parallel.virtual_pipeline=13 can't",
+    },
 }
 
 
@@ -96,6 +120,17 @@ def test_command_line_says_one_sentence_exits_2_and_writes_nothing(tmp_path):
         assert run.returncode == 2
         assert run.stderr.startswith("error: ") and len(run.stderr.splitlines()) == 1, run.stderr
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("phase, words", [(phase, words) for phase, bad in BAD_PHASES.items() for words in bad])
+def test_a_phase_that_can_not_run_is_refused(phase, words):
+    with pytest.raises(InputError, match=BAD_PHASES[phase][words]):
+        check_phase(load([f"phase={phase}", "model=gemma2_2b", *words.split()]))
+
+
+@pytest.mark.parametrize("phase", choices("phase"))
+def test_every_phase_runs_as_it_is(phase):
+    check_phase(load([f"phase={phase}", "model=gemma2_2b"]))
 
 
 def test_difference_ignores_how_a_run_is_spread_but_not_what_it_is():
