@@ -14,7 +14,7 @@ TWO = ("tp2", "tp2_sp", "pp2", "pp2_virtual", "dp2", "dp2_distributed")
 FOUR = ("tp2pp2", "tp2dp2_distributed")
 CHANGES = ("tp2-pp2", "tp2-dp2", "tp2-dp2_distributed", "dp2_distributed-tp2", "dp2_distributed-pp2", "dp2_distributed-dp2_distributed")
 RL = ("gemma2_wpo", "gemma2_grpo", "qwen2_grpo")
-RL_TWO = ("tp2", "tp2_sp", "pp2", "dp2")
+RL_TWO = ("tp2_sp", "pp2", "dp2")
 RL_CHANGES = ("gemma2_wpo:tp2-pp2", "qwen2_grpo:pp2-tp2")
 BF16 = ("dp2-dp2", "dp2-dp2_distributed", "dp2_distributed-dp2_distributed")
 

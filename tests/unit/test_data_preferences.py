@@ -1,6 +1,7 @@
 """Preference pairs and prompts with rewards: what a malformed line is told, what is left out, and in which order the rest comes."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from megatron_tower.config import InputError, ParallelConfig
 from megatron_tower.data import preferences, prompts, tokenizer
 from megatron_tower.data.order import dealt
 from megatron_tower.data.sequences import end_to_end, micro_batches
+from tests.distributed.room import WORDS
 
 PAIR = {
     "prompt": "say it",
@@ -37,8 +39,10 @@ BAD_ITEMS = {
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    lines = ["say it with good words or bad words", "add 1 and 2", "user model assistant"] * 20
-    return tokenizer.train([*lines, "abcdefghijklmnopqrstuvwxyz0123456789"], "gemma2", 120, folder / "words")
+    rng = random.Random(1)
+    lines = [" ".join(rng.choices(WORDS, k=9)) for _ in range(400)]
+    lines += ["say it with good words or bad words", "add 1 and 2", "user model assistant", "abcdefghijklmnopqrstuvwxyz0123456789"] * 20
+    return tokenizer.train(lines, "gemma2", 400, folder / "words")
 
 
 def written(folder: Path, *rows: object) -> Path:
