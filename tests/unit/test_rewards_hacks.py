@@ -23,15 +23,20 @@ def advantages(item: dict, answers: list[str]) -> list[float]:
 
 
 def test_of_translations(pairs) -> None:
-    """A group of the reference, near misses and one hack: the hack is never above the mean. So too where all but it are empty."""
+    """A group of the reference, near misses and one hack: the hack is never above the mean. Nor does it earn anything over all items:
+    a number may by chance share a digit or two with one of them.
+    """
     items = verifiable.generate(pairs, 150, seed=2)
     assert len(items) == 150
+    earned: dict[str, list[float]] = {}
     for item in items:
         damaged = verifiable.damaged(item, random.Random(3))
         honest = [item["answer"], damaged["truncated"], damaged["preamble"], damaged["inline_note"]]
-        for hack in (*CONSTANTS, item["check"]["source"], item["check"]["source"].upper(), ""):
+        source = item["check"]["source"]
+        for name, hack in {**{c: c for c in CONSTANTS}, "source": source, "shouted": source.upper(), "empty": ""}.items():
             assert advantages(item, [*honest, hack])[-1] <= 0, f"{hack!r} pays for {item['prompt']!r}"
-            assert advantages(item, ["", "", hack])[-1] <= 0, f"{hack!r} pays beside empty answers for {item['prompt']!r}"
+            earned.setdefault(name, []).append(reward("translation")(item, hack))
+    assert {name: sum(scores) / len(scores) for name, scores in earned.items() if sum(scores) / len(scores) >= 0.01} == {}
 
 
 def test_of_maths_and_instructions() -> None:
