@@ -25,6 +25,11 @@ _WORDS = [  # common, of different lengths
 Task = tuple[str, str, str]  # what it is asked about, the instruction, the answer
 
 
+def some_words(rng: random.Random) -> list[str]:
+    """One to three words of the vocabulary."""
+    return _list(rng, 1, 3)
+
+
 def _list(rng: random.Random, fewest: int = 2, most: int = 5) -> list[str]:
     return rng.sample(_WORDS, rng.randint(fewest, most))
 

@@ -28,7 +28,7 @@ from megatron_tower.data.split import HeldOut, split
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT = 2  # of the folder; raised when what is written changes
+FORMAT = 3  # of the folder; raised when what is written changes
 PARTS = ("monolingual", "parallel", "instruction")
 HELD_OUT_GENERAL = 1000
 HELD_OUT_VERIFIABLE = 600
@@ -163,7 +163,7 @@ def _sft_examples(data: DataConfig, train: list[Pair], held: HeldOut) -> tuple[l
 
 
 def _leaks(item: dict, held: HeldOut) -> bool:
-    return held.leaks(item["prompt"]) or held.leaks(item["answer"])
+    return held.leaks(item["prompt"]) or held.leaks(item["answer"] or "")
 
 
 def _leaks_pair(row: dict, held: HeldOut) -> bool:

@@ -3,7 +3,7 @@
     translation    translate while obeying an instruction       (data/verifiable)
     preference     which of two translations is better           (data/judgements, a reference against a damaged copy)
     maths          a number as answer                            (data/instructions)
-    instructions   IFEval's checkers on simple requests          (data/instructions)
+    instructions   IFEval's checkers on simple requests          (data/instructions), and on two that SFT has never seen
 
 A stand-in for the recipe's GSM8K, MATH, IFEval prompts and human judgements. Leaves out: reading those; scoring (`rewards/`).
 """
@@ -18,10 +18,12 @@ from megatron_tower.data.damage import damage
 from megatron_tower.data.examples import Example
 from megatron_tower.data.pair import Pair
 from megatron_tower.data.prompts import REWARDS, Item
+from megatron_tower.data.split import is_held_out
 from megatron_tower.data.templates import translation_prompt
 
 MATHS = ("add", "subtract", "count", "larger")
 INSTRUCTIONS = ("repeat", "without")
+UNSEEN = 0.5  # of the instructions: those without a reference answer, which only trying teaches   ours
 
 
 def prompts(data: DataConfig, pairs: Sequence[Pair], count: int, held_out: bool) -> list[Item]:
@@ -36,7 +38,10 @@ def prompts(data: DataConfig, pairs: Sequence[Pair], count: int, held_out: bool)
         "translation": lambda n: translation(data, pairs, n, data.seed + held_out),
         "preference": lambda n: _preference(pairs, n, random.Random(f"{seed}/preference")),
         "maths": lambda n: _general(MATHS, _maths, data, n, held_out),
-        "instructions": lambda n: _general(INSTRUCTIONS, _instructions, data, n, held_out),
+        "instructions": lambda n: [
+            *_general(INSTRUCTIONS, _instructions, data, n - round(n * UNSEEN), held_out),
+            *_unseen(data, round(n * UNSEEN), held_out),
+        ],
     }
     found = []
     for name, make in makers.items():
@@ -121,6 +126,27 @@ def _instructions(example: Example) -> Item:
         found.append(("keywords:forbidden_words", {"forbidden_words": [asked]}))
     names, arguments = zip(*found, strict=True)
     return _item(example, "instructions", {"instruction_ids": list(names), "kwargs": list(arguments)})
+
+
+def _unseen(data: DataConfig, count: int, held_out: bool) -> list[Item]:
+    """A number of words at least, or a letter a number of times, about a list of words; the list says which side it is on."""
+    rng = random.Random(f"{data.seed}/{held_out}/unseen")
+    found: dict[str, Item] = {}
+    while len(found) < count:
+        about = " ".join(instructions.some_words(rng))
+        if is_held_out(f"unseen: {about}", data.held_out) != held_out:
+            continue
+        number, letter = rng.randint(5, 12), rng.choice("aeinorst")
+        if rng.random() < 0.5:
+            family, prompt = "words", f"Write at least {number} words about {about}."
+            check = ("length_constraints:number_words", {"relation": "at least", "num_words": number})
+        else:
+            family, prompt = "letters", f"Write about {about} and use the letter {letter} at least {number} times."
+            check = ("keywords:letter_frequency", {"let_relation": "at least", "letter": letter, "let_frequency": number})
+        spec = {"instruction_ids": [check[0]], "kwargs": [check[1]]}
+        item = {"prompt": prompt, "reward": "instructions", "family": f"instructions_{family}", "locale": "en", "answer": None, "check": spec}
+        found.setdefault(prompt, item)
+    return list(found.values())
 
 
 def _item(example: Example, reward: str, check: dict) -> Item:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools import bench
+from tools import bench, bench_rl
 
 SHAPE = {"num_layers": 2, "hidden_size": 128, "ffn_hidden_size": 96}
 WORK = bench.Work(rows=2, tokens=16, decode_rows=(2,), prompt=4, new=3, steps=1, turns=1)
@@ -32,3 +32,18 @@ def test_sizes_are_what_they_are_called(size: str):
     for family in bench.ATTENTION:
         count = parameters(bench.configure(family, bench.SIZES[size], bench.Work()).model)
         assert count / 1e6 == pytest.approx(float(size.removesuffix("M")), rel=0.2)
+
+
+def test_times_preference_optimisation_grpo_and_sampling(single_rank, monkeypatch):
+    """The three tables at their smallest: a row each, of as many columns as its head."""
+    for name, value in {"PAIRS": 2, "PROMPT": 8, "ANSWER": 4, "SAMPLED": 2, "GROUP": 3, "NEW": 4}.items():
+        monkeypatch.setattr(bench_rl, name, value)
+    cfg, make, theirs = bench._sides(bench.configure("gemma2", SHAPE, WORK))
+    seconds = bench_rl.wpo_beside_sft(cfg, make, turns=2)
+    split = bench_rl.grpo_split(cfg, make, steps=1)
+    ours, hf = (side(1) for side in bench_rl.samplers(make()[0], theirs))
+    assert len(seconds) == 2 and min(map(min, seconds)) > 0
+    assert set(split) == {"rollout", "reward", "logprobs", "update"} and min(split.values()) > 0
+    assert ours == hf == [4] * 6
+    for row, head in ((bench_rl.wpo_line("a", seconds), bench_rl.WPO_HEAD), (bench_rl.grpo_line("a", split), bench_rl.GRPO_HEAD)):
+        assert {row.count("|"), *(line.count("|") for line in head.split("\n"))} == {row.count("|")}

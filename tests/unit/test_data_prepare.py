@@ -45,7 +45,7 @@ def training_lines(folder: Path) -> list[str]:
     for row in rows(folder / "sft" / "train.jsonl"):
         lines += [line for message in row["messages"] for line in message["content"].split("\n")]
     for item in rows(folder / "rl" / "train.jsonl"):
-        lines += [*item["prompt"].split("\n"), *item["answer"].split("\n")]
+        lines += [*item["prompt"].split("\n"), *(item["answer"] or "").split("\n")]
     for pair in rows(folder / "preferences" / "train.jsonl"):
         lines += [*pair["prompt"].split("\n"), *pair["chosen"].split("\n"), *pair["rejected"].split("\n")]
     return lines
