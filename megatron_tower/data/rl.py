@@ -144,8 +144,8 @@ def _unseen(data: DataConfig, count: int, held_out: bool) -> list[Item]:
             family, prompt = "letters", f"Write about {about} and use the letter {letter} at least {number} times."
             check = ("keywords:letter_frequency", {"let_relation": "at least", "letter": letter, "let_frequency": number})
         spec = {"instruction_ids": [check[0]], "kwargs": [check[1]]}
-        item = {"prompt": prompt, "reward": "instructions", "family": f"instructions_{family}", "locale": "en", "answer": None, "check": spec}
-        found.setdefault(prompt, item)
+        item = {"prompt": prompt, "reward": "instructions", "family": f"instructions_{family}", "locale": "en"}
+        found.setdefault(prompt, item | {"answer": None, "check": spec})
     return list(found.values())
 
 
