@@ -14,17 +14,14 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.tasks.task import Likelihood
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.batch import Batch
 from megatron_tower.data.chat import encode_all, pad_id, prompt_ids, stop_ids
-from megatron_tower.models.forward import forward
-from megatron_tower.objectives.logprobs import token_logprobs
 from megatron_tower.rollout.generate import generate
+from megatron_tower.rollout.scoring import label_logprobs
 from megatron_tower.runtime.distributed import device
 
 LOGITS_AT_ONCE = 2**28  # elements on one rank: bounds memory where the vocabulary is large
@@ -137,35 +134,11 @@ class MegatronGenerator:
         return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
 
 
-@torch.no_grad()
 def token_nats(model: GPTModel, sequences: list[Scored]) -> list[float]:
     """-sum log p(token | those before) over each sequence's scored tokens, in nats; every rank of a replica gets the answer."""
     batch = _padded(sequences, parallel_state.get_tensor_model_parallel_world_size()).to(device())
-
-    def step(batches: Iterator[Batch], model: GPTModel) -> tuple[Tensor, Callable[..., Tensor]]:
-        return forward(model, next(batches)), summed
-
-    def summed(logits: Tensor, non_loss_data: bool) -> Tensor:
-        """logits: [batch, seq, vocab/tp] -> [batch] float64."""
-        logprobs = token_logprobs(logits, batch.labels, parallel_state.get_tensor_model_parallel_group())
-        return -(logprobs * batch.loss_mask).sum(dim=1, dtype=torch.float64)
-
-    model.eval()
-    rows, width = batch.tokens.shape
-    found = get_forward_backward_func()(
-        forward_step_func=step,
-        data_iterator=iter([batch]),
-        model=[model],
-        num_microbatches=1,
-        seq_length=width,
-        micro_batch_size=rows,
-        forward_only=True,
-        collect_non_loss_data=True,
-    )
-    nats = found[0] if parallel_state.is_pipeline_last_stage() else torch.empty(rows, dtype=torch.float64, device=device())
-    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        dist.broadcast(nats, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group())
-    return nats.tolist()
+    (logprobs,) = label_logprobs([model.eval()], [batch])
+    return (-(logprobs * batch.loss_mask).sum(dim=1, dtype=torch.float64)).tolist()
 
 
 def _padded(sequences: list[Scored], multiple: int) -> Batch:

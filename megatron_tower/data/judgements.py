@@ -9,7 +9,6 @@ A higher score is better: DA as it is, MQM as zero or negative, `penalty` for co
 translation are averaged. Leaves out: choosing what to train on, and ratings of whole documents.
 """
 
-import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -20,10 +19,12 @@ from pathlib import Path
 from statistics import fmean
 
 from megatron_tower.config import InputError
+from megatron_tower.data import jsonl
 from megatron_tower.data.damage import damage
 from megatron_tower.data.locales import find, locale
 from megatron_tower.data.pair import Pair
 
+MISSING = "give a file of rated translations"
 LABELS = "ABCDEFGH"  # I would be a pronoun
 _SOURCE, _TARGET = ("source", "src"), ("target", "translation", "mt", "hyp")
 # Scale of scores by column -> least difference that counts: 25 of 100 points is WMT's own for DA, 1 is a minor error of MQM.
@@ -45,8 +46,6 @@ def read(path: Path) -> list[Judgement]:
     """The judgements of a `.tsv` or `.jsonl` file, in its order; raises InputError with file and line for the first bad line."""
     if path.suffix not in (".tsv", ".jsonl"):
         raise InputError(f"{path}: judgements are read from .tsv or .jsonl, not {path.suffix or 'a file without suffix'}")
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: give a file of rated translations")
     ratings: dict[tuple, dict[str, list[float]]] = {}
     for place, row in _rows(path):
         segment, translation, score = _rating(place, row)
@@ -113,21 +112,16 @@ def _hash(seed: int, *texts: str) -> int:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict]]:
     """`file:line` and what the line says."""
+    if path.suffix == ".jsonl":
+        yield from jsonl.read(path, MISSING)
+        return
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {MISSING}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}): convert it") from error
+        raise InputError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
     numbered = [(f"{path}:{number}", line.rstrip("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix == ".jsonl":
-        for place, line in numbered:
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{place}: no JSON ({error}): write one object a line") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{place}: {line[:40]!r} is no JSON object: write one a line")
-            yield place, row
-        return
     header = numbered[0][1].split("\t") if numbered else []
     for place, line in numbered[1:]:
         values = line.split("\t")

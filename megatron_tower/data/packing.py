@@ -4,7 +4,6 @@ Which examples share a row follows from (seed, epoch) alone: the examples are ta
 first open row that has room. Leaves out: splitting an example over two rows; one that is too long is dropped, and counted.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_tower.config import InputError
-from megatron_tower.data import chat
+from megatron_tower.data import chat, jsonl
 from megatron_tower.data.batch import Batch
 from megatron_tower.data.sequences import Encoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FORM = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 OPEN_ROWS = 64  # rows that may still be filled; more would fill better, and slower
 
 
@@ -97,30 +97,20 @@ class PackedChats:
 
 def read_chats(path: Path) -> list[list[dict[str, str]]]:
     """The conversations of a JSONL file; raises InputError with file and line for one that is malformed, and for an empty file."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing: run python -m tools.prepare_data, or set data.folder to a prepared folder")
-    conversations = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                conversations.append(_conversation(line, f"{path}:{number}"))
+    missing = "run python -m tools.prepare_data, or set data.folder to a prepared folder"
+    conversations = [_conversation(row, place) for place, row in jsonl.read(path, missing, FORM)]
     if not conversations:
         raise InputError(f"{path} is empty: there is nothing to train on; raise data.sft_examples or bring examples")
     return conversations
 
 
-def _conversation(line: bytes, place: str) -> list[dict[str, str]]:
-    form = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+def _conversation(row: jsonl.Row, place: str) -> list[dict[str, str]]:
     try:
-        messages = json.loads(line.decode("utf-8"))["messages"]
+        messages = row["messages"]
         roles = [message["role"] for message in messages]
         texts = [message["content"] for message in messages]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    except ValueError as error:
-        raise InputError(f"{place}: not JSON ({error}); each line must be one object like {form}") from error
     except (KeyError, TypeError) as error:
-        raise InputError(f"{place}: no messages with role and content; each line must look like {form}") from error
+        raise InputError(f"{place}: no messages with role and content; each line must look like {FORM}") from error
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or len(turns) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
         raise InputError(f"{place}: roles are {roles}; user and assistant must take turns, the assistant last")

@@ -5,7 +5,6 @@
 Scores and origin may be null or absent; they are for people and tables. Leaves out: conversations of several turns.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_tower.config import InputError
-from megatron_tower.data import chat
+from megatron_tower.data import chat, jsonl
 from megatron_tower.data.order import dealt
 from megatron_tower.data.sequences import Encoded
 
@@ -37,28 +36,15 @@ class Preference:
 
 def read(path: Path) -> list[Preference]:
     """The pairs of a JSONL file; raises InputError with file and line for the first that is malformed, and for an empty file."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing: build pairs with python -m tools.build_pairs, or set phase.file to a JSONL file of pairs")
-    pairs = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                pairs.append(_pair(line, f"{path}:{number}"))
+    missing = "build pairs with python -m tools.build_pairs, or set phase.file to a JSONL file of pairs"
+    pairs = [_pair(row, place) for place, row in jsonl.read(path, missing, FORM)]
     if not pairs:
         raise InputError(f"{path} is empty: there is no pair to learn from")
     return pairs
 
 
-def _pair(line: bytes, place: str) -> Preference:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    except ValueError as error:
-        raise InputError(f"{place}: not JSON ({error}); each line must be one object like {FORM}") from error
-    for name in ("prompt", "chosen", "rejected"):
-        if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
-            raise InputError(f'{place}: "{name}" must be a text that is not empty; each line must be one object like {FORM}')
+def _pair(row: jsonl.Row, place: str) -> Preference:
+    jsonl.require_texts(row, ("prompt", "chosen", "rejected"), place, FORM)
     if row["chosen"] == row["rejected"]:
         raise InputError(f'{place}: "rejected" equals "chosen": drop the line, it says nothing')
     for name in ("chosen_score", "rejected_score"):

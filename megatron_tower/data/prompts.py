@@ -5,13 +5,12 @@
 `answer` is a reference that scores 1, or null; `family` is for tables. Leaves out: the rewards (`rewards/`).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_tower.config import InputError
-from megatron_tower.data import chat
+from megatron_tower.data import chat, jsonl
 from megatron_tower.data.order import dealt
 
 if TYPE_CHECKING:
@@ -25,28 +24,15 @@ Item = dict[str, object]
 
 def read(path: Path) -> list[Item]:
     """The items of a JSONL file; raises InputError with file and line for the first that is malformed, and for an empty file."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing: run python -m tools.prepare_data, or name a JSONL file of prompts with their rewards")
-    items = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                items.append(_item(line, f"{path}:{number}"))
+    missing = "run python -m tools.prepare_data, or name a JSONL file of prompts with their rewards"
+    items = [_checked(item, place) for place, item in jsonl.read(path, missing, FORM)]
     if not items:
         raise InputError(f"{path} is empty: there is no prompt to answer")
     return items
 
 
-def _item(line: bytes, place: str) -> Item:
-    try:
-        item = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    except ValueError as error:
-        raise InputError(f"{place}: not JSON ({error}); each line must be one object like {FORM}") from error
-    for name in ("prompt", "reward", "family", "locale"):
-        if not isinstance(item, dict) or not isinstance(item.get(name), str) or not item[name].strip():
-            raise InputError(f'{place}: "{name}" must be a text that is not empty; each line must be one object like {FORM}')
+def _checked(item: Item, place: str) -> Item:
+    jsonl.require_texts(item, ("prompt", "reward", "family", "locale"), place, FORM)
     if item["reward"] not in REWARDS:
         raise InputError(f'{place}: "reward" is {item["reward"]}: use one of {", ".join(REWARDS)}')
     if not isinstance(item.get("check"), dict):

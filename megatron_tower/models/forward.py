@@ -1,7 +1,6 @@
 """One way to run the model on a `Batch`, packed or not.
 
-A packed batch runs as one row of batch * seq tokens, so Megatron's schedules must be given seq_length = batch * seq and
-micro_batch_size = 1 for it. Under sequence parallelism each rank holds its piece of that row between layers.
+A packed batch runs as one row of batch * seq tokens. Under sequence parallelism each rank holds its piece of that row between layers.
 """
 
 from megatron.core.utils import get_attr_wrapped_model
@@ -9,6 +8,13 @@ from torch import Tensor, nn
 
 from megatron_tower.data.batch import Batch
 from megatron_tower.models.packing import pack
+
+
+def schedule_shape(batch: Batch) -> dict[str, int]:
+    """The `seq_length` and `micro_batch_size` that Megatron's schedules must be told for batches like this one."""
+    rows, seq = batch.tokens.shape
+    packed = batch.cu_seqlens is not None
+    return {"seq_length": rows * seq if packed else seq, "micro_batch_size": 1 if packed else rows}
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:

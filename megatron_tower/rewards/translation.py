@@ -19,7 +19,7 @@ from functools import lru_cache
 
 from sacrebleu.metrics import CHRF
 
-from megatron_tower.data.cleaning import identify
+from megatron_tower.data.language import MIN_DETECTABLE, confusable, identify
 from megatron_tower.data.locales import locale
 from megatron_tower.data.pair import key, plain
 from megatron_tower.data.split import words
@@ -29,9 +29,7 @@ from megatron_tower.data.verifiable.writing import script, share_in_script
 
 FLOOR, CEILING = 0.2, 0.7  # chrF of unrelated text in the same language, and of other good translations   ours
 HIGHEST_FLOOR = 0.95  # where source and reference are all but the same
-MIN_DETECTABLE = 20  # characters; shorter text is not judged for its language
 SURE = 0.5  # how sure the detector must be of another language
-_SCANDINAVIAN = frozenset({"no", "nn", "nb", "da", "sv"})  # lid.176 mixes them up
 
 
 def score(item: dict, answer: str) -> float:
@@ -92,12 +90,8 @@ def _is_foreign(text: str, case: dict) -> bool:
         return True
     known = set(key(reference).split())
     rest = " ".join(word for word in key(text).split() if word not in known)
-    wanted = _family(locale(code).language)
-    if len(rest) < MIN_DETECTABLE or (reference and _family(identify(key(reference))[0]) != wanted):
+    wanted = locale(code).language
+    if len(rest) < MIN_DETECTABLE or (reference and not confusable(identify(key(reference))[0], wanted)):
         return False
     label, sure = identify(rest)
-    return sure >= SURE and _family(label) != wanted
-
-
-def _family(label: str) -> str:
-    return "scandinavian" if label in _SCANDINAVIAN else label
+    return sure >= SURE and not confusable(label, wanted)

@@ -10,7 +10,8 @@ Leaves out: generation by another engine or on other weights than those in train
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -81,6 +82,7 @@ class RolloutSource:
     ):
         self.cfg, self.dataset, self.model, self.tokenizer = cfg, dataset, model, tokenizer
         self.reference, self.pool = reference, pool
+        self.stops = stop_ids(tokenizer)
 
     def round(self, samples: int) -> Round:
         """Groups of `global_batch_size` prompts (fewer where groups were dropped), in `rollout.updates` equal shares."""
@@ -109,7 +111,7 @@ class RolloutSource:
                 [ids for _, ids in asked],
                 samples=rollout.rollouts_per_prompt,
                 max_new_tokens=rollout.max_new_tokens,
-                stop_ids=stop_ids(self.tokenizer),
+                stop_ids=self.stops,
                 pad_id=pad_id(self.tokenizer),
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
@@ -146,7 +148,7 @@ class RolloutSource:
     def _count(self, item: Item, completions: list[Completion], judged: list[Verdict], tally: Tally) -> None:
         for completion, verdict in zip(completions, judged, strict=True):
             tally.lengths.append(len(completion.tokens))
-            tally.counts["truncated"] += completion.tokens[-1] not in stop_ids(self.tokenizer)
+            tally.counts["truncated"] += completion.tokens[-1] not in self.stops
             if verdict.score is not None:
                 tally.scores[family(item)].append(verdict.score)
             else:
@@ -203,14 +205,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-class _timed:
+@contextmanager
+def _timed(tally: Tally, name: str) -> Iterator[None]:
     """Adds the seconds spent inside to `tally.seconds[name]`."""
-
-    def __init__(self, tally: Tally, name: str):
-        self.tally, self.name = tally, name
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.tally.seconds[self.name] += time.perf_counter() - self.began
+    began = time.perf_counter()
+    yield
+    tally.seconds[name] += time.perf_counter() - began

@@ -5,17 +5,18 @@ Of several best answers the shortest is chosen, of several worst the one closest
 Leaves out: making answers (`generate.py`) and scoring them (`scorers.py`).  Run:  python -m tools.build_pairs
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_tower.config import InputError
-from megatron_tower.data import preferences
+from megatron_tower.data import jsonl, preferences
 from megatron_tower.data.preferences import Preference
 from megatron_tower.data.templates import translation_prompt
 
 POST_EDIT = ("source", "mt", "post_edit", "source_locale", "target_locale")
+FORM = '{"source": "...", "mt": "...", "post_edit": "...", "source_locale": "en", "target_locale": "de_DE"}'
+MISSING = "name a JSONL file"
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,9 @@ def best_and_worst(prompt: str, candidates: Sequence[Candidate], minimum_gap: fl
 def read_answers(path: Path) -> dict[str, list[str]]:
     """Answers made elsewhere, by prompt; lines {"prompt": "...", "answers": ["...", ...]}. InputError names file and line."""
     answers: dict[str, list[str]] = {}
-    for place, row in _rows(path):
-        if not _is_text(row.get("prompt")):
-            raise InputError(f'{place}: "prompt" must be a text that is not empty')
-        if not isinstance(row.get("answers"), list) or not all(_is_text(answer) for answer in row["answers"]):
+    for place, row in jsonl.read(path, MISSING):
+        jsonl.require_texts(row, ["prompt"], place)
+        if not isinstance(row.get("answers"), list) or not all(jsonl.is_text(answer) for answer in row["answers"]):
             raise InputError(f'{place}: "answers" must be a list of texts that are not empty')
         answers.setdefault(row["prompt"], []).extend(row["answers"])
     return answers
@@ -57,40 +57,18 @@ def read_given(path: Path) -> tuple[list[Preference], int]:
 
     A post-edit {source, mt, post_edit, source_locale, target_locale} is chosen over the machine translation it mends.
     """
-    rows = _rows(path)
+    rows = jsonl.read(path, MISSING)
     if not any("post_edit" in row for _, row in [next(rows, ("", {}))]):
         return preferences.read(path), 0
-    edits = [_post_edit(row, place) for place, row in _rows(path)]
+    edits = [_post_edit(row, place) for place, row in jsonl.read(path, MISSING)]
     changed = [pair for pair in edits if pair.chosen != pair.rejected]
     return changed, len(edits) - len(changed)
 
 
-def _post_edit(row: dict, place: str) -> Preference:
-    for name in POST_EDIT:
-        if not _is_text(row.get(name)):
-            raise InputError(f'{place}: "{name}" must be a text that is not empty; a post-edit has {", ".join(POST_EDIT)}')
+def _post_edit(row: jsonl.Row, place: str) -> Preference:
+    jsonl.require_texts(row, POST_EDIT, place, FORM)
     try:
         prompt = translation_prompt(row["source_locale"], row["target_locale"], row["source"])
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     return Preference(prompt, row["post_edit"].strip(), row["mt"].strip(), origin="post_edit")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """(file:line, object) of a JSONL file, blank lines left out."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing: name a JSONL file")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line.decode("utf-8"))
-                except ValueError as error:
-                    raise InputError(f"{path}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from error
-                if not isinstance(row, dict):
-                    raise InputError(f"{path}:{number}: a JSON {type(row).__name__} where an object is expected: mend or drop the line")
-                yield f"{path}:{number}", row
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())

@@ -13,7 +13,7 @@ from megatron.core.transformer import MegatronModule
 from torch import Tensor
 
 from megatron_tower.data.batch import Batch
-from megatron_tower.models.forward import forward
+from megatron_tower.models.forward import forward, schedule_shape
 from megatron_tower.objectives.logprobs import token_logprobs
 
 
@@ -37,8 +37,7 @@ def label_logprobs(chunks: Sequence[MegatronModule], batches: Sequence[Batch], t
         data_iterator=[iter(batches) for _ in chunks],
         model=list(chunks),
         num_microbatches=len(batches),
-        seq_length=batches[0].tokens.numel(),
-        micro_batch_size=1,
+        **schedule_shape(batches[0]),
         forward_only=True,
         collect_non_loss_data=True,
     )

@@ -78,6 +78,18 @@ def find(path: Path) -> Checkpoint | None:
     return latest(newest.parent.parent) if newest else None
 
 
+def resolve(path: Path, setting: str = "") -> Checkpoint | Path:
+    """The weights that `path`, the value of `setting`, means: a Hugging Face folder, else what `find` finds. InputError for neither."""
+    if (path / "config.json").is_file():
+        return path
+    if found := find(path):
+        return found
+    named = f"{setting}={path}" if setting else str(path)
+    raise InputError(
+        f"{named} is neither a Hugging Face folder nor a run with a checkpoint: run what comes before, or name one that is there"
+    )
+
+
 def read(path: Path) -> Checkpoint:
     """A checkpoint's manifest; InputError when it is missing or was changed."""
     manifest = _manifest(path)
@@ -164,17 +176,15 @@ def open_for_inference(
     """
     if parallel.virtual_pipeline:
         raise InputError(f"parallel={parallel.name} has a virtual pipeline, which only trains: use one without to generate or evaluate")
-    if (path / "config.json").is_file():
-        model, folder = model_config(path), path
-        (decoder,) = build_chunks(model, parallel, precision)
-        load_hf([decoder], model, path)
-    else:
-        found = find(path)
-        if found is None:
-            raise InputError(f"{path} is neither a Hugging Face folder nor a run with a checkpoint: give one that is there")
+    found = resolve(path)
+    if isinstance(found, Checkpoint):
         model, folder = found.model, found.path.parent.parent / "tokenizer"
         (decoder,) = build_chunks(model, parallel, precision)
         load(found, TrainingState([decoder]))
+    else:
+        model, folder = model_config(found), found
+        (decoder,) = build_chunks(model, parallel, precision)
+        load_hf([decoder], model, found)
     return decoder.eval(), tokenizer.load(folder), model
 
 

@@ -7,7 +7,7 @@ asks; answers that it lacks are added before the first step. Leaves out: scores 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.transformer import MegatronModule
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -99,14 +100,14 @@ def _read(path: Path) -> dict[bytes, float]:
     try:
         table = load_file(path)
         return dict(zip((key.tobytes() for key in table["keys"]), table["logprobs"].tolist(), strict=True))
-    except Exception as error:  # safetensors raises its own kinds, KeyError and ValueError come from ours
+    except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}): remove it, it is made again before the first step") from error
 
 
 def _write(path: Path, known: dict[bytes, float]) -> None:
     """Sorted by key, in one stroke."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    keys: Iterable[bytes] = sorted(known)
+    keys = sorted(known)
     table = {
         "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16),
         "logprobs": np.array([known[key] for key in keys], dtype=np.float64),

@@ -25,7 +25,7 @@ from torch import Tensor
 from megatron_tower import objectives
 from megatron_tower.config import Config
 from megatron_tower.data.batch import Batch, Round
-from megatron_tower.models.forward import forward
+from megatron_tower.models.forward import forward, schedule_shape
 from megatron_tower.runtime.distributed import device
 from megatron_tower.runtime.progress import Progress
 from megatron_tower.runtime.signals import StopSignal
@@ -112,15 +112,12 @@ class Trainer:
         for chunk in state.chunks:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
-        rows, tokens = batches[0].tokens.shape
-        packed = batches[0].cu_seqlens is not None
         terms = self.schedule(
             forward_step_func=self._forward,
             data_iterator=[iter(batches) for _ in state.chunks],
             model=state.chunks,
             num_microbatches=len(batches),
-            seq_length=rows * tokens if packed else tokens,
-            micro_batch_size=1 if packed else rows,
+            **schedule_shape(batches[0]),
             forward_only=False,
         )
         return _mean(terms)

@@ -195,7 +195,7 @@ BROKEN = {
     "not JSON": ("{oops}", "not JSON"),
     "not UTF-8": (b'{"messages": "\xff"}', "not UTF-8"),
     "no messages": ('{"text": "hi"}', "no messages"),
-    "not an object": ("[1]", "no messages"),
+    "not an object": ("[1]", "a JSON list"),
     "question without answer": ('{"messages": [{"role": "user", "content": "hi"}]}', "take turns"),
     "wrong order": ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}', "take turns"),
     "no text": ('{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}]}', "assistant turn has no text"),

@@ -27,7 +27,7 @@ BAD_PAIRS = {
     "no text": (PAIR | {"prompt": "  "}, '"prompt" must be a text'),
     "equal": (PAIR | {"rejected": "good words"}, '"rejected" equals "chosen"'),
     "score": (PAIR | {"chosen_score": float("nan")}, '"chosen_score" is nan'),
-    "list": ([PAIR], '"prompt" must be a text'),
+    "list": ([PAIR], "a JSON list where an object is expected"),
 }
 BAD_ITEMS = {
     "no reward": ({k: v for k, v in ITEM.items() if k != "reward"}, '"reward" must be a text'),

@@ -261,11 +261,11 @@ def test_items_do_not_depend_on_the_files_order() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{not json", "text.jsonl:9: not a JSON object"),
+        ("{not json", "text.jsonl:9: not JSON"),
         ("[1, 2]", "text.jsonl:9: a JSON list"),
-        ('{"locale": "en"}', 'text.jsonl:9: "text" must be a non-empty string'),
-        ('{"locale": "en", "text": "  "}', 'text.jsonl:9: "text" must be a non-empty string'),
-        ('{"locale": 7, "text": "a"}', 'text.jsonl:9: "locale" must be a non-empty string'),
+        ('{"locale": "en"}', 'text.jsonl:9: "text" must be a text that is not empty'),
+        ('{"locale": "en", "text": "  "}', 'text.jsonl:9: "text" must be a text that is not empty'),
+        ('{"locale": 7, "text": "a"}', 'text.jsonl:9: "locale" must be a text that is not empty'),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: str, says: str) -> None:

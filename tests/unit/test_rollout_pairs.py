@@ -73,7 +73,7 @@ def test_answers_of_one_prompt_come_together(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("{", ":2: not a line of JSON"),
+        ("{", ":2: not JSON"),
         ([1], ":2: a JSON list"),
         ({"prompt": "", "answers": []}, ':2: "prompt"'),
         ({"prompt": "p"}, ':2: "answers"'),
