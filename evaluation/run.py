@@ -179,15 +179,16 @@ def identify(path: Path) -> Subject:
     if isinstance(found, Path):
         files = sorted([*found.glob("*.safetensors"), *found.glob("*.json")])
         return Subject(str(path), fingerprint(files), None, None)
-    config = found.path.parent.parent / "config.yaml"
-    return Subject(str(path), fingerprint([found.path / "manifest.json"]), OmegaConf.load(config).phase.name, found.step)
+    config = found.path.parent.parent / "config.yaml"  # of the phase that trained it; a converted checkpoint has none
+    phase = OmegaConf.load(config).phase.name if config.is_file() else None
+    return Subject(str(path), fingerprint([found.path / "manifest.json"]), phase, found.step)
 
 
 def _open(cfg: Config, subject: Subject) -> "tuple[MegatronGenerator, ModelConfig]":
     """The checkpoint on this rank, ready to answer. A CPT phase has seen no chats, whatever template its tokenizer carries."""
     from evaluation.generator import MegatronGenerator
     from megatron_tower.runtime import distributed
-    from megatron_tower.training.checkpoint import open_for_inference
+    from megatron_tower.training.loading import open_for_inference
 
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
     model, tokenizer, shape = open_for_inference(Path(subject.path), cfg.parallel, cfg.precision)

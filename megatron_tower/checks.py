@@ -18,7 +18,7 @@ def layout_problems(cfg: "Config") -> Iterator[str]:
     for what, count in (
         ("key-value heads", model.num_query_groups),
         ("attention heads", model.num_attention_heads),
-        ("vocabulary entries", model.vocab_size),
+        ("MLP channels", model.ffn_hidden_size),
     ):
         if count % par.tensor:
             fits = ", ".join(str(n) for n in range(1, min(count, 64) + 1) if count % n == 0)
@@ -43,6 +43,7 @@ def layout_problems(cfg: "Config") -> Iterator[str]:
         yield f"model.hf_folder={model.hf_folder} holds no config.json: give a downloaded Hugging Face model folder"
     yield from _unknown_words(
         ("model.attention_backend", model.attention_backend, ("auto", "eager", "sdpa")),
+        ("model.rope_scaling.rope_type", model.rope_scaling and model.rope_scaling.rope_type, (None, "linear", "llama3")),
         ("precision.params", cfg.precision.params, ("float32", "bfloat16")),
         ("precision.fp8", cfg.precision.fp8, (None, "delayed", "tensorwise", "blockwise")),
         ("cluster.launcher", cfg.cluster.launcher, ("local",)),
@@ -66,7 +67,13 @@ def phase_problems(cfg: "Config") -> Iterator[str]:
         yield f"phase.seq_length={phase.seq_length} exceeds model={model.name}'s context of {model.max_position_embeddings}"
     if (phase.train_steps is None) == (phase.epochs is None):
         yield f"phase={phase.name}: give either phase.train_steps or phase.epochs, the other null"
+    if phase.keep_last < 1 or phase.save_every < 0 or phase.keep_every < 0:
+        yield (
+            f"phase.keep_last={phase.keep_last} must be 1 or more, save_every={phase.save_every} and "
+            f"keep_every={phase.keep_every} 0 or more"
+        )
     yield from _unknown_words(
+        ("phase.export", phase.export, (None, "hf")),
         ("phase.recompute", phase.recompute, ("none", "selective", "full")),
         ("phase.optimizer.schedule", phase.optimizer.schedule, ("cosine", "linear", "constant")),
         ("phase.dataset", phase.dataset, ("documents", "chats", "preferences", "prompts")),

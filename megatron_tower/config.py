@@ -33,11 +33,22 @@ class InputError(Exception):
 
 
 @dataclass
+class RopeScaling:
+    """RoPE stretched over a longer context, in HF's words; the last three are for llama3 (models/rope.py)."""
+
+    rope_type: str = MISSING  # linear | llama3
+    factor: float = MISSING
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass
 class ModelConfig:
     """Shape of a decoder. Sizes are counts; `query_scale` is HF's `query_pre_attn_scalar` (scores are divided by its root)."""
 
     name: str = MISSING
-    family: str = MISSING  # gemma2 | qwen2
+    family: str = MISSING  # gemma2 | qwen2 | llama
     hf_folder: str | None = None  # base weights and tokenizer; null: random weights, tokenizer trained by the data step
     num_layers: int = MISSING
     hidden_size: int = MISSING
@@ -48,6 +59,7 @@ class ModelConfig:
     vocab_size: int = MISSING
     max_position_embeddings: int = MISSING
     rotary_base: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     layernorm_epsilon: float = 1e-6
     tie_embeddings: bool = True
     qkv_bias: bool = False
@@ -58,6 +70,10 @@ class ModelConfig:
     window_layers: list[int] = field(default_factory=list)  # layers with the window, counted from 0
     attention_backend: str = "auto"  # auto | eager | sdpa
     init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rope_scaling, dict):  # of a checkpoint's manifest
+            self.rope_scaling = RopeScaling(**self.rope_scaling)
 
 
 @dataclass
@@ -144,7 +160,10 @@ class PhaseConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     recompute: str = "none"  # none | selective | full
     save_every: int = 0  # steps; 0: only at the end
-    keep_last: int = 2
+    async_save: bool = False  # write beside the training, from a copy of weights and moments in host memory
+    keep_last: int = 2  # checkpoints
+    keep_every: int = 0  # steps, of which the first checkpoint stays for ever; 0: none does
+    export: str | None = None  # hf: the last checkpoint also becomes a Hugging Face folder, <phase>/hf, with a model card
     log_every: int = 1
     tensorboard: bool = False
     wandb_project: str | None = None

@@ -56,6 +56,7 @@ def check_inputs(cfg: Config) -> "Path | Checkpoint":
 
 def train(cfg: Config, start: "Path | Checkpoint") -> None:
     """Train the phase from `start`, as one of its `parallel.world_size` ranks."""
+    from megatron_tower.data import manifest
     from megatron_tower.runtime.signals import StopSignal
 
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
@@ -64,20 +65,31 @@ def train(cfg: Config, start: "Path | Checkpoint") -> None:
     if distributed.is_rank_zero():
         run_dir.open_phase(cfg, trainer.state.step)
         shutil.copytree(Path(cfg.data.folder) / "tokenizer", cfg.phase_dir / "tokenizer", dirs_exist_ok=True)
+        shutil.copyfile(Path(cfg.data.folder) / manifest.NAME, cfg.phase_dir / run_dir.DATA)
         print(f"{cfg.phase.name}: steps {trainer.state.step + 1} to {trainer.steps}, from {getattr(start, 'path', start)}", flush=True)
     signal = trainer.run(stop)
-    if distributed.is_rank_zero():
-        if signal:
-            print(f"{signal}: saved at step {trainer.state.step} of {trainer.steps}; the same command goes on from there", flush=True)
-        else:
-            run_dir.finish(cfg.phase_dir, trainer.state.step)
     distributed.shutdown()
+    if signal and distributed.is_rank_zero():
+        print(f"{signal}: saved at step {trainer.state.step} of {trainer.steps}; the same command goes on from there", flush=True)
+    elif distributed.is_rank_zero():
+        if cfg.phase.export:
+            export(cfg.phase_dir)
+        run_dir.finish(cfg.phase_dir, trainer.state.step)
+
+
+def export(phase_dir: Path) -> None:
+    """The phase's last checkpoint as a Hugging Face folder with a model card, <phase>/hf."""
+    from megatron_tower.training import card, checkpoint, convert
+
+    last = checkpoint.latest(phase_dir)
+    convert.to_hf(last.path, phase_dir / "hf")
+    card.write(last, phase_dir / "hf")
 
 
 def build(cfg: Config, start: "Path | Checkpoint") -> "Trainer":
     """The trainer at `start`, on initialised ranks: the phase's own checkpoint brings the optimizer and the step, others weights only."""
     from megatron_tower.data import build, tokenizer
-    from megatron_tower.training import checkpoint
+    from megatron_tower.training import checkpoint, loading, saving
     from megatron_tower.training.trainer import Trainer
 
     tokens = tokenizer.load(Path(cfg.data.folder) / "tokenizer")
@@ -88,8 +100,8 @@ def build(cfg: Config, start: "Path | Checkpoint") -> "Trainer":
     source = _source(cfg, dataset, tokens, chunks, steps, resumed)
     trainer = Trainer(cfg, chunks, source, steps)
     if resumed:
-        checkpoint.load(start, trainer.state)
-    checkpoint.check_space(cfg.phase_dir, trainer.state)
+        loading.load(start, trainer.state)
+    saving.make_room(cfg.phase_dir, trainer.state)
     return trainer
 
 
@@ -103,12 +115,12 @@ def _chunks(cfg: Config) -> list["Decoder"]:
 def _weights(cfg: Config, start: "Path | Checkpoint") -> list["Decoder"]:
     """The same with the weights at `start`."""
     from megatron_tower.models.hf import load_hf
-    from megatron_tower.training import checkpoint
+    from megatron_tower.training import checkpoint, loading
     from megatron_tower.training.state import TrainingState
 
     chunks = _chunks(cfg)
     if isinstance(start, checkpoint.Checkpoint):
-        checkpoint.load(start, TrainingState(chunks))
+        loading.load(start, TrainingState(chunks))
     else:
         load_hf(chunks, cfg.model, start)
     return chunks

@@ -27,7 +27,7 @@ def translate(checkpoint: Path, source: str, target: str, sentences: list[str], 
     from megatron_tower.data.templates import translation_prompt
     from megatron_tower.rollout.generate import generate
     from megatron_tower.runtime import distributed
-    from megatron_tower.training.checkpoint import open_for_inference
+    from megatron_tower.training.loading import open_for_inference
 
     ranks = distributed.place().world_size
     parallel = ParallelConfig(name=f"tp{ranks}", tensor=ranks)

@@ -1,126 +1,147 @@
-"""Interpolate the weights of Hugging Face folders, tensor by tensor: merged = sum_i weight_i * checkpoint_i.
+"""Interpolate the weights of several models, tensor by tensor: merged = sum_i weight_i * model_i.
 
-    python -m tools.average_checkpoints exported/sft exported/grpo --output merged
     python -m tools.average_checkpoints exported/sft exported/grpo --weights 0.3 0.7 --output merged
+    python -m tools.average_checkpoints runs/mine/sft@700,800,900 --output merged                           # steps of one phase
+    python -m tools.average_checkpoints runs/seed1 runs/seed2 exported/wpo --output merged                  # runs and folders together
 
-Arithmetic is in float32 and each tensor keeps its type. The output has the first folder's shards, config and tokenizer, and appears
-whole or not at all. In memory are two tensors of the inputs at a time, and one shard of the output. Leaves out: checkpoints of a run
-(export them first: python -m tools.convert_megatron_to_hf), quantised weights with separate scales.
+An input is a Hugging Face folder, a run, a phase of it, a checkpoint, or PHASE@STEP,STEP. Arithmetic is in float32 and each tensor keeps
+its type. The output is a Hugging Face folder with the config and tokenizer of the first input, written like a conversion: run again after
+a kill, and finished files are kept. In memory is five times the largest tensor. Leaves out: optimizer states,
+quantised weights with separate scales.
 """
 
 import argparse
-import json
 import math
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
-from megatron_tower.config import InputError, refuse
-
-FREE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")  # say nothing about the architecture
-COPIED = ("*.json", "*.model", "*.txt", "*.jinja")  # config, tokenizer, shard index
+from megatron_tower.config import InputError, ModelConfig, refuse
+from megatron_tower.data.tokenizer import TRAVELS
+from megatron_tower.models.folder import Folder, Form, check_tensors
+from megatron_tower.models.hf import model_config
+from megatron_tower.models.mapping import differences
+from megatron_tower.runtime.resumable import Plan, describe, produce
+from megatron_tower.training import checkpoint
+from megatron_tower.training.checkpoint import Checkpoint
+from megatron_tower.training.convert import CheckpointSource, Source, folder_plan, hf_plan, ordered_weights, word
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """A Hugging Face folder's tensors. files: name -> shard; forms: name -> (shape, type)."""
+class Input:
+    """One of the models. key: tells its weights from any other's; sums: sha256 that its files must have, where that is known."""
 
-    folder: Path
-    files: dict[str, Path]
-    forms: dict[str, tuple[tuple[int, ...], str]]
-
-    @classmethod
-    def of(cls, folder: Path) -> "Tensors":
-        """Reads headers only; raises InputError for what is no folder of safetensors."""
-        index = folder / "model.safetensors.index.json"
-        wanted = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {}
-        shards = sorted({folder / shard for shard in wanted.values()} or folder.glob("*.safetensors"))
-        if not shards or not (folder / "config.json").is_file():
-            raise InputError(
-                f"{folder} has no config.json with safetensors beside it: give a Hugging Face folder, "
-                "and export a run with python -m tools.convert_megatron_to_hf first"
-            )
-        files, forms = {}, {}
-        for shard in shards:
-            try:
-                with safe_open(shard, framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 (not a dict)
-                        part = opened.get_slice(name)
-                        files[name], forms[name] = shard, (tuple(part.get_shape()), part.get_dtype())
-            except (SafetensorError, FileNotFoundError) as error:
-                raise InputError(f"{shard} is damaged or missing ({error}): write or download it again") from error
-        if missing := wanted.keys() - files.keys():
-            raise InputError(f"{folder} lacks {len(missing)} tensors of its index, {min(missing)} among them: complete the folder")
-        return cls(folder, files, forms)
+    path: Path
+    model: ModelConfig
+    source: Source
+    key: str
+    sums: dict[Path, str]
 
 
-def average(folders: Sequence[Path], weights: Sequence[float], output: Path) -> None:
-    """Write the weighted sum of `folders` to `output`. Raises InputError before anything is written."""
-    if len(folders) < 2 or len(weights) != len(folders):
-        raise InputError(f"{len(folders)} folders and {len(weights)} weights: give two folders or more, and a weight for each")
+@dataclass(frozen=True)
+class Average:
+    """The weighted sum of sources as one."""
+
+    sources: Sequence[Source]
+    weights: Sequence[float]
+
+    @property
+    def tensors(self) -> dict[str, Form]:
+        return dict(self.sources[0].tensors)
+
+    def read(self, name: str) -> Tensor:
+        """In float32: the writer gives it the inputs' type."""
+        first, *others = zip(self.sources, self.weights, strict=True)
+        total = first[0].read(name).float().mul_(first[1])
+        for source, weight in others:
+            total.add_(source.read(name), alpha=weight)
+        return total
+
+
+def average(names: Sequence[str], weights: Sequence[float], output: Path) -> None:
+    """Write the weighted sum of the inputs called `names` to `output`; no weights: equal ones. InputError before anything is written."""
+    produce(average_plan(names, weights, output))
+
+
+def average_plan(names: Sequence[str], weights: Sequence[float], output: Path) -> Plan:
+    """What `average` will write. A name like PHASE@700,800 is two inputs."""
+    inputs = [_open(found) for name in names for found in _named(name)]
+    weights = weights or [1 / len(inputs)] * len(inputs)
+    if len(inputs) < 2 or len(weights) != len(inputs):
+        raise InputError(f"{len(inputs)} inputs and {len(weights)} weights: give two inputs or more, and a weight for each")
     if not abs(math.fsum(weights) - 1) < 1e-6:
         raise InputError(f"the weights {', '.join(map(str, weights))} add up to {math.fsum(weights):g}: they must add up to 1")
-    if output.exists():
-        raise InputError(f"{output} is there already: choose another --output or remove it")
-    inputs = [Tensors.of(folder) for folder in folders]
+    first = inputs[0]
     for other in inputs[1:]:
-        _check_alike(inputs[0], other)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as aside:
-        part = Path(aside) / output.name
-        part.mkdir()
-        for shard in sorted(set(inputs[0].files.values())):
-            names = [name for name, file in inputs[0].files.items() if file == shard]
-            save_file({name: _sum(name, inputs, weights) for name in names}, part / shard.name, metadata={"format": "pt"})
-        for pattern in COPIED:
-            for file in folders[0].glob(pattern):
-                shutil.copy(file, part)
-        part.rename(output)
+        _check_alike(first, other)
+    key = {"inputs": " ".join(one.key for one in inputs), "weights": " ".join(map(str, weights))}
+    sums = {file: sum for one in inputs for file, sum in one.sums.items()}
+    return folder_plan(Average([one.source for one in inputs], weights), output, key, _beside(first, output), sums=sums)
 
 
-def _sum(name: str, inputs: Sequence[Tensors], weights: Sequence[float]) -> torch.Tensor:
-    """The merged tensor, in the type of the inputs."""
-    total = None
-    for tensors, weight in zip(inputs, weights, strict=True):
-        with safe_open(tensors.files[name], framework="pt") as shard:
-            tensor = shard.get_tensor(name)
-        total = tensor.float() * weight if total is None else total.add_(tensor.float(), alpha=weight)
-    return total.to(tensor.dtype)
+def _beside(first: Input, output: Path) -> Callable[[Path], None]:
+    """What puts config and tokenizer into the output: those of a Hugging Face folder, or of a checkpoint's export."""
+    if isinstance(first.source, CheckpointSource):
+        export = hf_plan(first.path, output, None)
+        return lambda partial: export.finish(partial, {})
+
+    def copy(partial: Path) -> None:
+        for name in TRAVELS:
+            if (first.path / name).is_file():
+                shutil.copyfile(first.path / name, partial / name)
+
+    return copy
 
 
-def _check_alike(first: Tensors, other: Tensors) -> None:
-    """Raise InputError where two folders are not the same architecture, tensor by tensor."""
-    a, b = (json.loads((tensors.folder / "config.json").read_text(encoding="utf-8")) for tensors in (first, other))
-    ours = {key for key in a.keys() | b.keys() if key not in FREE and not key.endswith("_token_id")}
-    if differing := sorted(key for key in ours if a.get(key) != b.get(key)):
-        raise InputError(
-            f"{first.folder} and {other.folder} differ in {', '.join(differing)} of config.json: give folders of one architecture"
-        )
-    if lone := sorted(first.forms.keys() ^ other.forms.keys()):
-        raise InputError(f"{lone[0]} and {len(lone) - 1} more tensors are in only one of {first.folder} and {other.folder}")
-    for name, form in first.forms.items():
-        if form != other.forms[name]:
-            raise InputError(f"{name} is {form} in {first.folder} and {other.forms[name]} in {other.folder}: save both alike")
+def _named(name: str) -> Iterator[Checkpoint | Path]:
+    """The models that a word of the command line means."""
+    phase, at, steps = name.rpartition("@")
+    if not at or Path(name).exists():
+        yield checkpoint.resolve(Path(name))
+        return
+    for step in steps.split(","):
+        if not step.isdigit():
+            raise InputError(f"{name}: {step or 'nothing'} is no step: name steps of one phase as in {phase or 'PHASE'}@700,800")
+        yield checkpoint.read(Path(phase) / "checkpoints" / f"step_{int(step):08d}")
+
+
+def _open(found: Checkpoint | Path) -> Input:
+    if isinstance(found, Checkpoint):
+        source = CheckpointSource(found)
+        return Input(found.path, found.model, source, checkpoint.fingerprint(found), source.sums)
+    model = model_config(found)
+    shapes = {name: shape for weight in ordered_weights(model) for name, shape in weight.shapes(model).items()}
+    folder = check_tensors(Folder.open(found), shapes)
+    return Input(found, model, folder, folder.fingerprint(), folder.recorded())
+
+
+def _check_alike(first: Input, other: Input) -> None:
+    """Raise InputError where two inputs are not the same architecture, tensor by tensor."""
+    if apart := differences(first.model, other.model):
+        raise InputError(f"{first.path} and {other.path} differ in {'; '.join(apart)}: give models of one architecture")
+    for name, form in first.source.tensors.items():
+        dtypes = word(form.dtype), word(other.source.tensors[name].dtype)
+        if dtypes[0] != dtypes[1]:
+            raise InputError(f"{name} is {dtypes[0]} in {first.path} and {dtypes[1]} in {other.path}: export both with one --dtype")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="Hugging Face folders, two or more")
-    parser.add_argument("--weights", type=float, nargs="+", help="one a folder; equal ones if not given")
+    parser.add_argument("inputs", nargs="+", help="Hugging Face folders, runs, phases, checkpoints, PHASE@STEP,STEP: two models or more")
+    parser.add_argument("--weights", type=float, nargs="+", default=[], help="one a model; equal ones if not given")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--dry-run", action="store_true", help="print files, sizes and the room needed, and write nothing")
     arguments = parser.parse_args()
-    count = len(arguments.folders)
     try:
-        average(arguments.folders, arguments.weights or [1 / count] * count, arguments.output)
+        plan = average_plan(arguments.inputs, arguments.weights, arguments.output)
+        describe(plan) if arguments.dry_run else produce(plan)
     except InputError as error:
         refuse(error)
-    print(f"{' + '.join(map(str, arguments.folders))} -> {arguments.output}")
+    if not arguments.dry_run:
+        print(f"{' + '.join(arguments.inputs)} -> {arguments.output}")
 
 
 if __name__ == "__main__":

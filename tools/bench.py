@@ -6,6 +6,8 @@ so that a busy machine slows both. The first losses and the decoded tokens must 
 
 Run:  python -m tools.bench cpu [--json runs/bench.json]
       python -m tools.bench rl                                    # WPO beside SFT, the seconds of GRPO (bench_rl.py)
+      python -m tools.bench convert --scratch /scratch            # conversion beside cp (bench_convert.py)
+      GOMP_SPINCOUNT=20000 python -m tools.bench save             # what a checkpoint costs training (bench_save.py)
 """
 
 import argparse
@@ -28,7 +30,7 @@ from torch import Tensor
 from megatron_tower.config import Config, InputError, load
 from megatron_tower.data.batch import Batch
 from megatron_tower.runtime import cpu, distributed
-from tools import bench_rl
+from tools import bench_convert, bench_rl, bench_save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -261,6 +263,25 @@ def bench_rl_stages(options: argparse.Namespace) -> None:
     distributed.shutdown()
 
 
+def bench_conversion(options: argparse.Namespace) -> None:
+    model = bench_convert.sized(load([f"model={options.model}"]).model, options.gigabytes)
+    options.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        lines = bench_convert.compare(model, Path(folder))
+    print(f"{options.model}, {model.num_layers} layers, bf16", "", bench_convert.HEAD, *lines, sep="\n")
+
+
+def bench_saving(options: argparse.Namespace) -> None:
+    """The table of bench_save.py, both families at each size."""
+    _on_cpu()
+    print(machine(), bench_save.HEAD, sep="\n\n", flush=True)
+    for size in options.sizes:
+        for family in ATTENTION:
+            cfg, make, _ = _sides(configure(family, SIZES[size], Work()))
+            print(bench_save.line(f"{family} {size}", bench_save.measure(cfg, make, Rows(cfg), options.turns)), flush=True)
+    distributed.shutdown()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Speed beside transformers, measured in one run.")
     commands = parser.add_subparsers(required=True)
@@ -273,6 +294,17 @@ def main() -> None:
     of_rl.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     of_rl.add_argument("--turns", type=int, default=Work.turns, help="of each side (default: %(default)s)")
     of_rl.set_defaults(run=bench_rl_stages)
+    of_convert = commands.add_parser("convert", help="a checkpoint of true shapes to Megatron and back, beside cp")
+    of_convert.add_argument("--model", default="qwen25_72b", help="one of conf/model (default: %(default)s), with as many layers as fit")
+    of_convert.add_argument(
+        "--gigabytes", type=float, default=15.0, help="of weights (default: %(default)s); the disk needs four times that"
+    )
+    of_convert.add_argument("--scratch", type=Path, required=True, help="an empty folder on the disk to measure")
+    of_convert.set_defaults(run=bench_conversion)
+    of_save = commands.add_parser("save", help="what a checkpoint costs training, saved by it or beside it")
+    of_save.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    of_save.add_argument("--turns", type=int, default=Work.turns, help="of each way (default: %(default)s)")
+    of_save.set_defaults(run=bench_saving)
     options = parser.parse_args()
     try:
         options.run(options)

@@ -131,7 +131,7 @@ def _sample(cfg: Config, items: dict[int, Item]) -> dict[int, list[str]]:
 
     from megatron_tower.data import chat
     from megatron_tower.rollout.generate import sample
-    from megatron_tower.training.checkpoint import open_for_inference
+    from megatron_tower.training.loading import open_for_inference
 
     wanted = cfg.pairs
     model, tokenizer, _ = open_for_inference(Path(wanted.checkpoint), cfg.parallel, cfg.precision)

@@ -43,11 +43,17 @@ _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
 
 FORMATS = {
     "gemma2": ChatFormat("<eos>", "<pad>", "<bos>", "<unk>", ("<start_of_turn>", "<end_of_turn>"), _GEMMA),
     "qwen2": ChatFormat("<|endoftext|>", "<|endoftext|>", None, None, ("<|im_start|>", "<|im_end|>"), _CHATML),
+    "llama": ChatFormat("</s>", "</s>", "<s>", "<unk>", ("<|im_start|>", "<|im_end|>"), "{{ bos_token }}" + _CHATML),  # Tower v1, EuroLLM
 }
+LLAMA3 = ChatFormat("<|end_of_text|>", "<|end_of_text|>", "<|begin_of_text|>", None, ("<|start_header_id|>", "<|eot_id|>"), _LLAMA3)
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> tuple[list[int], list[int]]:
@@ -85,13 +91,21 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
+def template(tokenizer: "PreTrainedTokenizerBase", family: str) -> str:
+    """The chat template for a base model that has none: the family's, or Llama 3's where the vocabulary has its tokens."""
+    return (LLAMA3 if _knows(tokenizer, LLAMA3) else FORMATS[family]).template
+
+
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The family's closing token, known by its being in the vocabulary."""
-    for form in FORMATS.values():
-        token = form.turns[1]
-        if tokenizer.convert_tokens_to_ids(token) not in (None, tokenizer.unk_token_id):
-            return token
+    for form in (*FORMATS.values(), LLAMA3):
+        if _knows(tokenizer, form):
+            return form.turns[1]
     raise InputError(f"tokenizer {tokenizer.name_or_path} has no end-of-turn token: use that of one of the families {', '.join(FORMATS)}")
+
+
+def _knows(tokenizer: "PreTrainedTokenizerBase", form: ChatFormat) -> bool:
+    return tokenizer.convert_tokens_to_ids(form.turns[1]) not in (None, tokenizer.unk_token_id)
 
 
 def _pieces(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Messages]) -> list[tuple[int, str, int]]:

@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_tower.config import InputError
+from megatron_tower.data import chat
 from megatron_tower.data.chat import FORMATS, ChatFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _SPACE = "▁"
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
+TRAVELS = (  # with the weights, wherever they go
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt"),
+    *("config.json", "generation_config.json"),
 )
 
 
@@ -61,14 +58,14 @@ def train(texts: Iterable[str], family: str, vocab_size: int, folder: Path) -> "
 
 
 def copy(source: Path, family: str, folder: Path) -> "PreTrainedTokenizerFast":
-    """A real family's tokenizer files, given the family's chat template where the base model's has none."""
+    """All of a real family's folder but the weights, given the family's chat template where the base model's tokenizer has none."""
     folder.mkdir(parents=True)
-    for name in _FILES:
+    for name in TRAVELS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     tokenizer = load(folder)
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = FORMATS[family].template
+        tokenizer.chat_template = chat.template(tokenizer, family)
         tokenizer.save_pretrained(folder)
     return tokenizer
 

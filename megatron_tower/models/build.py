@@ -3,13 +3,14 @@
     chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision, recompute=cfg.phase.recompute)   # after runtime.distributed.initialize
     load_hf(chunks, cfg.model, folder)
 
-What GPTModel lacks and Gemma 2 needs is in `Decoder`: scaled embeddings and the soft-cap on logits.
+What GPTModel lacks is in `Decoder`: scaled embeddings and the soft-cap on logits (Gemma 2), scaled RoPE (Llama 3), any vocabulary.
 Leaves out: fused kernels (activation, RoPE, cross entropy, gradient accumulation), context parallelism.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -17,32 +18,51 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_tower.config import InputError, ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_tower.models import rope
 from megatron_tower.models.families import family_of
 from megatron_tower.models.layer import layer_spec
+from megatron_tower.models.mapping import EMBEDDING, HEAD, padded
 from megatron_tower.models.norm import RMSNorm
 from megatron_tower.models.softcap import softcap
 from megatron_tower.runtime.distributed import device
 
+NEVER = -1e9  # the logit of what is no token: its probability is exactly 0, and at any temperature finite
+
 
 class Decoder(GPTModel):
-    """GPTModel whose embeddings may be scaled and whose logits may be soft-capped.
+    """GPTModel of one of our families: embeddings may be scaled, logits soft-capped, RoPE scaled, the vocabulary of any size.
 
     forward(tokens [batch, seq], position_ids, attention_mask=None, packed_seq_params=None, inference_context=None) returns, on the last
-    pipeline stage, logits [batch, seq, vocab / tensor-parallel] (a transposed view), elsewhere hidden states [seq, batch, hidden].
+    pipeline stage, logits [batch, seq, padded vocab / tensor-parallel], elsewhere hidden states [seq, batch, hidden]. The padding's logits
+    are NEVER, its rows are zero and get no gradient: softmax, sampling and the optimizer do as if it were not there.
     """
 
-    def __init__(self, *args: object, embedding_scale: float | None, final_softcap: float | None, **kwargs: object):
-        super().__init__(*args, **kwargs)
-        self.final_softcap = final_softcap
-        if embedding_scale is not None and self.pre_process:
-            rounded = torch.tensor(embedding_scale, dtype=self.config.params_dtype).item()  # as HF rounds it
+    def __init__(self, config: TransformerConfig, layers: TransformerBlockSubmodules, model: ModelConfig, **kwargs: object):
+        super().__init__(
+            config,
+            layers,
+            padded(model.vocab_size, config.tensor_model_parallel_size),
+            model.max_position_embeddings,
+            share_embeddings_and_output_weights=model.tie_embeddings,
+            position_embedding_type="rope",
+            rotary_base=model.rotary_base,
+            **kwargs,
+        )
+        self.rotary_pos_emb.inv_freq = rope.frequencies(model).to(self.rotary_pos_emb.inv_freq.device)
+        self.final_softcap = model.final_softcap
+        if family_of(model.family).scaled_embedding and self.pre_process:
+            rounded = torch.tensor(math.sqrt(model.hidden_size), dtype=config.params_dtype).item()  # as HF rounds it
             self.embedding.register_forward_hook(lambda module, inputs, output: output * rounded)
+        share = self.vocab_size // config.tensor_model_parallel_size
+        self.own_tokens = min(max(model.vocab_size - self.pg_collection.tp.rank() * share, 0), share)  # of this rank, padding not counted
+        for name, weight in self.named_parameters():
+            if name in (EMBEDDING.megatron, HEAD.megatron):
+                weight.data[self.own_tokens :] = 0.0
 
     def _postprocess(
         self,
         hidden_states: Tensor,
         inference_context: object = None,
-        runtime_gather_output: bool | None = None,
         **_: object,  # labels, losses and multi-token prediction: objectives see to them
     ) -> Tensor:
         if not self.post_process:
@@ -50,9 +70,11 @@ class Decoder(GPTModel):
         if inference_context is not None and not self.training and inference_context.materialize_only_last_token_logits:
             hidden_states = hidden_states[-1:]
         tied = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits, _ = self.output_layer(hidden_states, weight=tied, runtime_gather_output=runtime_gather_output)
+        logits, _ = self.output_layer(hidden_states, weight=tied)
         if self.final_softcap is not None:
             logits = softcap(logits, self.final_softcap)
+        if padding := logits.shape[-1] - self.own_tokens:
+            logits = F.pad(logits[..., : self.own_tokens], (0, padding), value=NEVER)
         return logits.transpose(0, 1)
 
 
@@ -89,16 +111,10 @@ def build_model(
     return Decoder(
         config,
         TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
-        model.vocab_size,
-        model.max_position_embeddings,
+        model,
         pre_process=pre_process,
         post_process=post_process,
-        share_embeddings_and_output_weights=model.tie_embeddings,
-        position_embedding_type="rope",
-        rotary_base=model.rotary_base,
         vp_stage=vp_stage,
-        embedding_scale=math.sqrt(model.hidden_size) if family.scaled_embedding else None,
-        final_softcap=model.final_softcap,
     ).to(device())
 
 

@@ -2,10 +2,11 @@
 
 from megatron_tower.config import InputError
 from megatron_tower.models.gemma2 import GEMMA2
+from megatron_tower.models.llama import LLAMA
 from megatron_tower.models.mapping import Family
 from megatron_tower.models.qwen2 import QWEN2
 
-FAMILIES: dict[str, Family] = {"gemma2": GEMMA2, "qwen2": QWEN2}
+FAMILIES: dict[str, Family] = {"gemma2": GEMMA2, "qwen2": QWEN2, "llama": LLAMA}
 
 
 def family_of(name: str) -> Family:

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch.nn.functional as F
 
-from megatron_tower.config import ModelConfig
+from megatron_tower.config import InputError, ModelConfig
 from megatron_tower.models.mapping import CONFIG, DECODER, Family, Weight
 
 
@@ -18,6 +18,8 @@ def derive(model: ModelConfig) -> dict[str, object]:
 def recover(hf: dict) -> dict[str, object]:
     alternating = ["sliding_attention", "full_attention"] * hf["num_hidden_layers"]  # what HF assumes in older folders
     layer_types = hf.get("layer_types") or alternating[: hf["num_hidden_layers"]]
+    if len(layer_types) != hf["num_hidden_layers"] or set(layer_types) - set(alternating):
+        raise InputError(f"config.json says layer_types={layer_types} for {hf['num_hidden_layers']} layers: use another model")
     return {
         "query_scale": hf["query_pre_attn_scalar"],
         "window_layers": [layer for layer, kind in enumerate(layer_types) if kind == "sliding_attention"],
@@ -36,7 +38,7 @@ GEMMA2 = Family(
         "final_logit_softcapping": "final_softcap",
         "sliding_window": "sliding_window",
     },
-    defaults={"rope_theta": 10000.0, "tie_word_embeddings": True},
+    defaults={"rope_theta": 10000.0, "tie_word_embeddings": True, "query_pre_attn_scalar": 256},
     constants={
         "model_type": "gemma2",
         "architectures": ["Gemma2ForCausalLM"],

@@ -4,7 +4,8 @@
     save_hf(chunks, cfg.model, folder, tokenizer)       gathered over tensor and pipeline ranks, written by rank 0, whole or not at all
     random_hf(cfg.model, folder, tokenizer_folder, seed)
 
-A round trip is bit-identical. Leaves out: models larger than rank 0's memory, pickled weights, remote code.
+A round trip is bit-identical: the rows of zeros that fill up a vocabulary are cut off. Leaves out: models larger than rank 0's memory
+(`tools/convert_megatron_to_hf.py` streams them from a checkpoint), pickled weights, remote code.
 """
 
 import json
@@ -16,18 +17,16 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from megatron_tower.config import InputError, ModelConfig
 from megatron_tower.models.families import family_of
-from megatron_tower.models.mapping import Weight, differences
+from megatron_tower.models.folder import SINGLE, Folder, check_tensors
+from megatron_tower.models.mapping import Weight, differences, padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-WEIGHTS_FILE = "model.safetensors"
 
 
 def model_config(folder: Path | str) -> ModelConfig:
@@ -52,21 +51,22 @@ def load_hf(chunks: list[nn.Module], model: ModelConfig, folder: Path | str) -> 
     if apart:
         raise InputError(f"model={model.name} and {folder} differ: {'; '.join(apart)}: choose the model config of this folder")
     weights = {weight.megatron: weight for weight in family_of(model.family).all_weights(model)}
-    files = _find_tensors(folder, _shapes(model, weights.values()))
-    opened = {file: safe_open(file, framework="pt") for file in set(files.values())}
-    tensor_parallel = chunks[0].pg_collection.tp
-    rank, ranks = tensor_parallel.rank(), tensor_parallel.size()
+    stored = check_tensors(Folder.open(folder), _shapes(model, weights.values()))
+    group = chunks[0].pg_collection.tp
     with torch.no_grad():
         for name, parameter in _parameters(chunks):
             weight = weights[name]
-            slices = [_slice(opened[files[hf]].get_slice(hf), weight.shard, rank, ranks) for hf in weight.hf]
-            parameter.copy_(weight.fuse(slices, model.num_query_groups // ranks))
+            shares = [stored.read(hf, **_share(shape, weight.shard, group)) for hf, shape in weight.shapes(model).items()]
+            fused = weight.fuse(shares, model.num_query_groups // group.size())
+            parameter[: len(fused)] = fused
+            parameter[len(fused) :] = 0.0
 
 
 def save_hf(chunks: list[nn.Module], model: ModelConfig, folder: Path | str, tokenizer: "PreTrainedTokenizerBase | None") -> None:
     """Write the model to `folder`, which transformers loads. Every rank calls it; returns when the folder is there."""
     folder = Path(folder)
     _refuse_occupied(folder)
+    dist.barrier()  # the first rank may not write before the last has looked
     tensors = _gather(chunks, model)
     if dist.get_rank() == 0:
         _write(folder, model, tensors, tokenizer)
@@ -96,32 +96,12 @@ def _shapes(model: ModelConfig, weights: Iterator[Weight]) -> dict[str, tuple[in
     return {name: shape for weight in weights for name, shape in weight.shapes(model).items()}
 
 
-def _find_tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Path]:
-    """HF name -> the file that holds it; InputError unless the folder holds just the tensors of `shapes`."""
-    files = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    files[name] = file
-                    found = tuple(tensors.get_slice(name).get_shape())
-                    if name in shapes and found != shapes[name]:
-                        raise InputError(f"{file}: {name} has shape {found}, the config asks for {shapes[name]}")
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged ({error}): download it again") from error
-    for names, what in ((shapes.keys() - files.keys(), "is missing"), (files.keys() - shapes.keys(), "is not part of this model")):
-        if names:
-            raise InputError(f"{folder}: tensor {min(names)} {what} ({len(names)} such): give the safetensors folder of this model")
-    return files
-
-
-def _slice(tensor: object, shard: int | None, rank: int, ranks: int) -> Tensor:
-    """Rank's share of a tensor in a safetensors file."""
+def _share(shape: tuple[int, ...], shard: int | None, group: dist.ProcessGroup) -> dict[str, slice]:
+    """Which rows or columns of a tensor are this rank's; of a vocabulary that the ranks do not divide the last have fewer, or none."""
     if shard is None:
-        return tensor[:]
-    size = tensor.get_shape()[shard] // ranks
-    mine = slice(rank * size, (rank + 1) * size)
-    return tensor[mine] if shard == 0 else tensor[:, mine]
+        return {}
+    share = padded(shape[shard], group.size()) // group.size()
+    return {("rows", "columns")[shard]: slice(group.rank() * share, (group.rank() + 1) * share)}
 
 
 def _parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
@@ -149,7 +129,7 @@ def _gather(chunks: list[nn.Module], model: ModelConfig) -> dict[str, Tensor]:
         parts = weight.split(mine[weight.megatron].detach(), model, groups.tp.size()) if owner == groups.pp.rank() else [None] * len(shapes)
         for (name, shape), part in zip(shapes.items(), parts, strict=True):
             if part is not None:
-                part = _all_gather(part, weight.shard, groups.tp)
+                part = _all_gather(part, weight.shard, groups.tp)[: shape[0]]
             tensor = _to_first(part, shape, owner, groups.pp, like=reference)
             if tensor is not None:
                 whole[name] = tensor.cpu()
@@ -190,6 +170,6 @@ def _write(folder: Path, model: ModelConfig, tensors: dict[str, Tensor], tokeniz
     if tokenizer is not None:
         hf |= {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")}
         tokenizer.save_pretrained(partial)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / SINGLE, metadata={"format": "pt"})
     (partial / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
     partial.replace(folder)

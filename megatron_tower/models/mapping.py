@@ -2,7 +2,8 @@
 
 A `Weight` names one Megatron parameter and the HF tensors it is made of. Megatron fuses some: the rows of q, k and v are interleaved by
 query group (q q k v | q q k v | ...), gate lies above up. Each tensor-parallel rank fuses its own slices, so no rank needs the whole.
-Leaves out: mixtures of experts, sharding a tensor whose size the ranks do not divide.
+A vocabulary that the ranks do not divide is filled up with rows of zeros (`padded`), which only the Megatron side has.
+Leaves out: mixtures of experts.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_tower.config import InputError, ModelConfig
+from megatron_tower.models import rope
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Family:
     def to_hf(self, model: ModelConfig) -> dict[str, object]:
         """The part of config.json that states the architecture. InputError when the family has no such model."""
         hf = self.constants | {key: getattr(model, ours) for key, ours in self.renamed.items()} | self.derive(model)
+        hf |= {"rope_scaling": rope.to_hf(model.rope_scaling)}
         problems = differences(model, self.from_hf(hf))
         if problems:
             raise InputError(f"family={model.family} has no model with {problems[0]}: change it or the family")
@@ -81,17 +84,16 @@ class Family:
 
     def from_hf(self, hf: dict) -> ModelConfig:
         """ModelConfig of a parsed config.json. InputError for what is missing or not built here."""
-        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}  # transformers 5 writes the former
-        hf = self.defaults | {"rope_theta": rope.get("rope_theta")} | hf
-        odd = [f"{key}={hf[key]}" for key, value in self.constants.items() if hf.get(key, value) != value]
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            odd.append(f"rope_scaling={rope}")
+        base = {key: value for key, value in rope.stated(hf).items() if key == "rope_theta"}  # where transformers 5 has it
+        hf = self.defaults | base | {key: value for key, value in hf.items() if value is not None or key not in self.defaults}
+        fixed = self.constants | {key: value for key, value in NEUTRAL.items() if hf.get(key) is not None}
+        odd = [f"{key}={hf[key]}" for key, value in fixed.items() if hf.get(key, value) != value]
         if odd:
             raise InputError(f"config.json says {odd[0]}, which this family's model does not have: use another model")
         missing = [key for key in self.renamed if key not in hf]
         if missing:
             raise InputError(f"config.json lacks {missing[0]}: download the model folder again")
-        ours = {ours: hf[key] for key, ours in self.renamed.items()} | self.recover(hf)
+        ours = {ours: hf[key] for key, ours in self.renamed.items()} | {"rope_scaling": rope.from_hf(hf)} | self.recover(hf)
         return ModelConfig(name=hf["model_type"], family=hf["model_type"], **ours)
 
     def all_weights(self, model: ModelConfig) -> Iterator[Weight]:
@@ -119,6 +121,11 @@ def _effective(model: ModelConfig, name: str) -> object:
     return model.kv_channels if name == "query_scale" and value is None else value
 
 
+def padded(vocabulary: int, ranks: int) -> int:
+    """Rows of an embedding or a head that `ranks` tensor-parallel ranks share evenly; those above `vocabulary` are zero."""
+    return -(-vocabulary // ranks) * ranks
+
+
 def sizes(model: ModelConfig) -> dict[str, int]:
     """The words that shapes are written in."""
     return {
@@ -129,6 +136,9 @@ def sizes(model: ModelConfig) -> dict[str, int]:
         "keys": model.num_query_groups * model.kv_channels,
     }
 
+
+# Keys of config.json that any family may state, and the one value that changes nothing.
+NEUTRAL = {"quantization_config": None, "partial_rotary_factor": 1.0, "use_bidirectional_attention": False, "use_mrope": False}
 
 # What decoders of this kind have in common.
 CONFIG = {
@@ -173,3 +183,4 @@ DECODER = (
     Weight("decoder.layers.{}.mlp.linear_fc2.weight", {"model.layers.{}.mlp.down_proj.weight": ("hidden", "ffn")}, shard=1),
     Weight("decoder.final_layernorm.weight", {"model.norm.weight": ("hidden",)}),
 )
+PRE_MLP_NORM = Weight("decoder.layers.{}.pre_mlp_layernorm.weight", {"model.layers.{}.post_attention_layernorm.weight": ("hidden",)})

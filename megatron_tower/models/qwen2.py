@@ -2,8 +2,8 @@
 
 import torch.nn.functional as F
 
-from megatron_tower.config import ModelConfig
-from megatron_tower.models.mapping import CONFIG, DECODER, Family, Weight
+from megatron_tower.config import InputError, ModelConfig
+from megatron_tower.models.mapping import CONFIG, DECODER, PRE_MLP_NORM, Family, Weight
 
 
 def derive(model: ModelConfig) -> dict[str, object]:
@@ -11,6 +11,8 @@ def derive(model: ModelConfig) -> dict[str, object]:
 
 
 def recover(hf: dict) -> dict[str, object]:
+    if set(hf.get("layer_types") or ()) - {"full_attention"}:
+        raise InputError(f"config.json says layer_types={hf['layer_types']}, but windows are built for gemma2 only: use another model")
     return {"kv_channels": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"], "qkv_bias": True}
 
 
@@ -38,6 +40,6 @@ QWEN2 = Family(
             shard=0,
             per_group=True,
         ),
-        Weight("decoder.layers.{}.pre_mlp_layernorm.weight", {"model.layers.{}.post_attention_layernorm.weight": ("hidden",)}),
+        PRE_MLP_NORM,
     ),
 )

@@ -87,6 +87,13 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+def gathered(own: dict) -> dict:
+    """The dicts of all ranks in one; every rank must call it."""
+    parts: list[dict] = [{}] * place().world_size
+    dist.all_gather_object(parts, own)
+    return {k: v for part in parts for k, v in part.items()}
+
+
 def _choose_device(here: Place, cluster: ClusterConfig) -> None:
     cuda = torch.cuda.is_available()
     if cluster.device == "cuda" and not cuda:

@@ -3,10 +3,12 @@
     config.yaml        the resolved configuration
     environment.json   one entry a start: git commit and diff, packages, versions, Slurm's variables, the command line
     metrics.jsonl      one line a logged step, each step once, also after a resume
+    data_manifest.json sources, licences, counts and checksums of the data
     logs/ tokenizer/ checkpoints/
+    hf/                the last checkpoint as a Hugging Face folder, if `phase.export` asks for it
     finished.json      once the phase is done
 
-Leaves out: checkpoints (`training/checkpoint.py`). Only rank 0 writes here.
+Leaves out: checkpoints (`training/saving.py`). Only rank 0 writes here.
 """
 
 import importlib.metadata
@@ -23,7 +25,11 @@ from omegaconf import OmegaConf
 
 from megatron_tower.config import REPOSITORY, Config, InputError, difference, typed
 
-MAY_CHANGE = ("run_dir", "cache", "parallel", "cluster", "eval", "pairs", "recipe")  # a run may move, and go on with another layout
+MAY_CHANGE = (  # a run may move, go on with another layout, save in another way
+    *("run_dir", "cache", "parallel", "cluster", "eval", "pairs", "recipe"),
+    *("phase.save_every", "phase.async_save", "phase.keep_last", "phase.keep_every", "phase.export"),
+)
+DATA = "data_manifest.json"
 SECRET = ("JWT", "TOKEN", "KEY", "PASSWORD", "SECRET")
 
 

@@ -27,12 +27,16 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class TrainingState:
-    """What training changes. `chunks`: this rank's parts of the model, one but for a virtual pipeline; `step`: updates made."""
+    """What training changes. `chunks`: this rank's parts of the model, one but for a virtual pipeline.
+
+    Counted over all ranks: `step` updates made, `samples` of the dataset used, `tokens` that went through the model, padding included.
+    """
 
     chunks: list[MegatronModule | DistributedDataParallel]
     optimizer: MegatronOptimizer | None = None
     step: int = 0
     samples: int = 0
+    tokens: int = 0
 
 
 def sharded_model(chunks: list[MegatronModule | DistributedDataParallel]) -> dict[str, ShardedStateDict]:
@@ -43,6 +47,14 @@ def sharded_model(chunks: list[MegatronModule | DistributedDataParallel]) -> dic
     }
     dicts = (unwrapped(chunk).sharded_state_dict(metadata=metadata) for chunk in chunks)
     return {f"model{i}": {k: v for k, v in d.items() if not isinstance(v, ShardedObject)} for i, d in enumerate(dicts)}
+
+
+def sharded_state(state: TrainingState, loading: bool) -> dict:
+    """All that a checkpoint of `state` holds; when `loading`, places to load into."""
+    tensors: dict = sharded_model(state.chunks)
+    if state.optimizer is not None:
+        tensors["optimizer"] = sharded_optimizer(state, tensors, loading)
+    return tensors
 
 
 def load_model(chunks: list[MegatronModule | DistributedDataParallel], loaded: dict[str, dict[str, Tensor]]) -> None:

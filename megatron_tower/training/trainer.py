@@ -29,9 +29,9 @@ from megatron_tower.models.forward import forward, schedule_shape
 from megatron_tower.runtime.distributed import device
 from megatron_tower.runtime.progress import Progress
 from megatron_tower.runtime.signals import StopSignal
-from megatron_tower.training import checkpoint
 from megatron_tower.training.optimizer import build_optimizer, lr_at, set_lr
 from megatron_tower.training.rounds import Source
+from megatron_tower.training.saving import Saver
 from megatron_tower.training.state import TrainingState
 from megatron_tower.training.throughput import throughput
 
@@ -65,17 +65,18 @@ class Trainer:
         A checkpoint holds no half round: what is due then is saved when the round is over.
         """
         state, phase = self.state, self.cfg.phase
-        with Progress(self.cfg, self.steps, done=state.step) as progress:
+        with Progress(self.cfg, self.steps, done=state.step) as progress, Saver(self.cfg) as saver:
             signal, saved = None, state.step
             while state.step < self.steps and not (signal and not self.round.updates):
                 started = time.perf_counter()
                 values = self.step()
                 values |= throughput(self.cfg.model, phase.seq_length, values["tokens"], time.perf_counter() - started)
                 progress.log(state.step, values)
+                saver.poll()
                 signal = stop.agreed()
                 due = phase.save_every and state.step // phase.save_every > saved // phase.save_every
                 if (signal or due or state.step == self.steps) and not self.round.updates:
-                    checkpoint.save(self.cfg.phase_dir, state, self.cfg.model, phase.keep_last)
+                    saver.save(state)
                     saved = state.step
         return signal if state.step < self.steps else None
 
@@ -103,6 +104,7 @@ class Trainer:
                 "lower the learning rate and resume, nothing of it was saved"
             )
         state.step += 1
+        state.tokens += round(means["tokens"])
         seconds = {"seconds_update": time.perf_counter() - began}
         return self.objective.summary(means) | told | {"lr": lr, "gradient_norm": float(gradient_norm)} | seconds
 

@@ -76,12 +76,12 @@ def straight(cfg: Config, steps: int = STEPS) -> list[float]:
 def saved(cfg: Config, steps: int = HALF) -> None:
     """Make `steps` updates and save."""
     from megatron_tower.train import build
-    from megatron_tower.training import checkpoint
+    from megatron_tower.training import saving
 
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
     trainer = build(cfg, Path(cfg.phase.start_from))
     _told(trainer, steps)
-    checkpoint.save(cfg.phase_dir, trainer.state, cfg.model, keep_last=1)
+    saving.save(cfg, trainer.state)
 
 
 def resumed(cfg: Config) -> list[float]:

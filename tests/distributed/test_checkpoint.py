@@ -10,8 +10,8 @@ import pytest
 
 from megatron_tower.config import InputError
 from megatron_tower.data.sources import sha256
-from megatron_tower.runtime import distributed
-from megatron_tower.training import checkpoint
+from megatron_tower.runtime import distributed, run_dir
+from megatron_tower.training import checkpoint, loading, saving
 from tests.distributed import curves
 
 
@@ -143,7 +143,7 @@ def test_full_disk_at_a_later_save(folder: Path, tmp_path: Path, monkeypatch: py
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(InputError, match=r"takes [\d,]+ bytes and .* has 1,000 free"):
-        checkpoint.save(cfg.phase_dir, trainer.state, cfg.model, keep_last=1)
+        saving.save(cfg, trainer.state)
     distributed.shutdown()
     assert not (tmp_path / "run").exists()
 
@@ -160,10 +160,31 @@ def test_keeps_the_last_and_clears_what_a_crash_left(folder: Path, tmp_path: Pat
     assert checkpoint.latest(cfg.phase_dir) is None
     for _ in range(3):
         trainer.step()
-        checkpoint.save(cfg.phase_dir, trainer.state, cfg.model, keep_last=2)
+        saving.save(cfg, trainer.state)
     distributed.shutdown()
     assert sorted(p.name for p in left.parent.iterdir()) == ["latest", "step_00000002", "step_00000003"]
     checkpoint.verify(checkpoint.latest(cfg.phase_dir).path)
+
+
+def test_finished_phase_is_exported_with_its_card(folder: Path, tmp_path: Path) -> None:
+    """`phase.export=hf`: what transformers loads has the checkpoint's weights; saved beside the training, published before the export."""
+    from transformers import AutoModelForCausalLM
+
+    from megatron_tower.train import train
+    from megatron_tower.training.convert import CheckpointSource
+
+    words = ["phase.export=hf", "phase.async_save=true", "phase.save_every=2", "phase.train_steps=3"]
+    cfg = curves.config(folder, "gemma2", "single", f"run_dir={tmp_path}/run", *words)
+    train(cfg, Path(cfg.phase.start_from))
+    assert run_dir.is_finished(cfg.phase_dir)
+    found = checkpoint.latest(cfg.phase_dir)
+    told = checkpoint.manifest(found.path)
+    assert (found.step, found.tokens) == (3, 3 * 8 * 64) and told["layout"]["tensor"] == 1 and told["optimizer"]
+    assert told["data"] == json.loads((cfg.phase_dir / "data_manifest.json").read_text())["sha256"]
+    source = CheckpointSource(found)
+    weights = AutoModelForCausalLM.from_pretrained(cfg.phase_dir / "hf").state_dict()
+    assert all(weights[name].equal(source.read(name)) for name in source.tensors)
+    assert "tiny_gemma2 after CPT" in (cfg.phase_dir / "hf/README.md").read_text()
 
 
 def test_opens_for_inference(run: Path, folder: Path, tmp_path: Path) -> None:
@@ -171,12 +192,12 @@ def test_opens_for_inference(run: Path, folder: Path, tmp_path: Path) -> None:
     cfg = curves.config(folder, "gemma2", "single")
     shutil.copytree(folder / "gemma2/tokenizer", run / "cpt/tokenizer", dirs_exist_ok=True)
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
-    trained, tokenizer, model = checkpoint.open_for_inference(run, cfg.parallel, cfg.precision)
-    base, _, shape = checkpoint.open_for_inference(folder / "gemma2_base", cfg.parallel, cfg.precision)
+    trained, tokenizer, model = loading.open_for_inference(run, cfg.parallel, cfg.precision)
+    base, _, shape = loading.open_for_inference(folder / "gemma2_base", cfg.parallel, cfg.precision)
     assert not trained.training and len(tokenizer) == model.vocab_size and model.num_layers == shape.num_layers
     weights = trained.state_dict()["embedding.word_embeddings.weight"]
     assert weights.shape == (model.vocab_size, model.hidden_size)
     assert not weights.equal(base.state_dict()["embedding.word_embeddings.weight"])
     with pytest.raises(InputError, match="neither a Hugging Face folder nor a run"):
-        checkpoint.open_for_inference(tmp_path, cfg.parallel, cfg.precision)
+        loading.open_for_inference(tmp_path, cfg.parallel, cfg.precision)
     distributed.shutdown()

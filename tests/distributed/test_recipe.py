@@ -19,7 +19,7 @@ WORDS = [
 
 def recipe(folder: Path, *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "megatron_tower.recipe", "recipe=demo", f"run_dir={folder / 'run'}", f"data.folder={folder / 'data'}"]
-    return subprocess.run([*command, *WORDS, *words], capture_output=True, text=True, timeout=400)
+    return subprocess.run([*command, *WORDS, *words], capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")

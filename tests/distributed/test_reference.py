@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from megatron_tower.config import InputError, load
 from megatron_tower.rollout import scoring
 from megatron_tower.runtime import distributed
-from megatron_tower.training import checkpoint, reference
+from megatron_tower.training import checkpoint, reference, saving
 from tests.distributed.room import wpo_words
 
 
@@ -68,7 +68,7 @@ def test_a_resumed_run_whose_pairs_changed_is_refused(build, folder: Path, tmp_p
     words = ("phase.train_steps=10", f"phase.file={pairs}")
     trainer = build(*words)
     trainer.step()
-    checkpoint.save(trainer.cfg.phase_dir, trainer.state, trainer.cfg.model, keep_last=1)
+    saving.save(trainer.cfg, trainer.state)
     pairs.write_text("".join(lines[:-1]) + lines[-1].replace('"chosen": "', '"chosen": "never '))
     with pytest.raises(InputError, match=r"lacks 1 of the 120 answers of .*pairs\.jsonl, which changed since the phase began"):
         build(*words)

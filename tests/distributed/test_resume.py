@@ -12,6 +12,7 @@ import pytest
 
 from megatron_tower.config import REPOSITORY
 from megatron_tower.runtime import distributed
+from megatron_tower.training import checkpoint
 from tests.distributed import curves
 from tests.distributed.room import grpo_words, words, wpo_words
 
@@ -48,6 +49,7 @@ def test_killed_run_goes_on_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     assert told[0] == told[1] and [m[0] for m in told[0]] == list(range(1, 11))
     tensors = [(tmp_path / run / "cpt/checkpoints/step_00000010/__0_0.distcp").read_bytes() for run in ("straight", "killed")]
     assert tensors[0] == tensors[1]
+    assert [checkpoint.latest(tmp_path / run / "cpt").tokens for run in ("straight", "killed")] == [10 * 8 * 64] * 2
     again = start(folder, tmp_path / "killed", ten)
     assert again.wait() == 0 and "is finished" in again.stdout.read()
 
@@ -92,7 +94,8 @@ def reached(phase_dir: Path, stage: str) -> bool:
 
 def test_signal_saves_and_ends_well(folder: Path, tmp_path: Path) -> None:
     """SIGTERM to the launcher of two ranks: both stop after the same step, a checkpoint is there, the phase is not finished."""
-    run = start(folder, tmp_path, "phase.train_steps=5000", "phase.save_every=0", "parallel=tp2")
+    words = ["phase.train_steps=5000", "phase.save_every=0", "phase.async_save=true", "parallel=tp2"]
+    run = start(folder, tmp_path, *words)
     while not (tmp_path / "cpt/metrics.jsonl").exists() or not metrics(tmp_path):
         assert run.poll() is None, run.stdout.read()
         time.sleep(0.02)

@@ -15,10 +15,11 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from safetensors.torch import load_file
 
-from megatron_tower.config import ClusterConfig, ParallelConfig, PrecisionConfig
-from megatron_tower.models.build import build_chunks
+from megatron_tower.config import ClusterConfig, ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_tower.models.build import NEVER, build_chunks
 from megatron_tower.models.forward import forward
 from megatron_tower.models.hf import load_hf, save_hf
+from megatron_tower.models.mapping import EMBEDDING, HEAD
 from megatron_tower.objectives.causal_lm import CausalLM
 from megatron_tower.runtime import distributed
 from tests.parity import reference
@@ -31,32 +32,53 @@ LAYOUTS = {
     "pp2_vpp2": {"pipeline": 2, "virtual_pipeline": 2},
     "tp2pp2": {"tensor": 2, "pipeline": 2},
     "tp2pp2_sp": {"tensor": 2, "pipeline": 2, "sequence_parallel": True},
+    "tp2dp2": {"tensor": 2, "data": 2},
+    "pp2dp2": {"pipeline": 2, "data": 2},
+    "tp4": {"tensor": 4},
+    "tp4pp2": {"tensor": 4, "pipeline": 2},
 }
 FP32 = PrecisionConfig(name="fp32")
 
 
-def check(folder: Path, name: str, layout: str, recompute: str = "none") -> None:
-    """One model at one layout: logits, loss and gradients against transformers, a round trip, and a checkpoint of the layout's shards."""
-    model, parallel = reference.MODELS[name], ParallelConfig(name=layout, **LAYOUTS[layout])
+def check(folder: Path, model: ModelConfig, layout: str, recompute: str = "none") -> None:
+    """One model at one layout: logits, loss and gradients against transformers, and a round trip through the layout's shards."""
+    parallel = start(layout)
+    for form in reference.FORMS:
+        same_as_transformers(loaded(folder, model, parallel, recompute), folder, model, form, folder / f"{layout}-{recompute}-{form}")
+    round_trip(folder, model, parallel, folder / f"{layout}-{recompute}")
+
+
+def start(layout: str) -> ParallelConfig:
+    parallel = ParallelConfig(name=layout, **LAYOUTS[layout])
     distributed.initialize(parallel, 1234, ClusterConfig(name="local"))
-    out = folder / f"{layout}-{recompute}"
-    for form, batch in reference.batches().items():
-        chunks = build_chunks(model, parallel, FP32, recompute=recompute)
-        load_hf(chunks, model, folder / "model")
-        expected = reference.read(folder, form)
-        logits, loss = run(chunks, batch)
-        where = f"{name} {layout} {form}"
-        if logits is not None:
-            gathered = [torch.empty_like(logits) for _ in range(parallel.tensor)]
-            dist.all_gather(gathered, logits, group=parallel_state.get_tensor_model_parallel_group())
-            worst = close(torch.cat(gathered, -1), expected["logits"], 1e-4, f"{where}: logits")
-            print(f"{where}: logits within {worst:.1e} of transformers")
-            close(loss, expected["loss"], 1e-3, f"{where}: loss")
-        save_hf(chunks, model, out / form, None)  # `run` has put the gradients where the weights were
-        if dist.get_rank() == 0:
-            for key, grad in load_file(out / form / "model.safetensors").items():
-                close(grad, expected[f"grad.{key}"], 1e-4, f"{where}: gradient of {key}")
-    round_trip(folder, model, parallel, out)
+    return parallel
+
+
+def loaded(folder: Path, model: ModelConfig, parallel: ParallelConfig, recompute: str = "none") -> list:
+    chunks = build_chunks(model, parallel, FP32, recompute=recompute)
+    load_hf(chunks, model, folder / "model")
+    return chunks
+
+
+def same_as_transformers(chunks: list, folder: Path, model: ModelConfig, form: str, out: Path) -> None:
+    """Logits, loss and gradients of one batch; `out` receives the gradients, which overwrite the weights."""
+    expected, where = reference.read(folder, form), f"{model.name} {out.name}"
+    logits, loss = run(chunks, reference.batches(model.vocab_size)[form])
+    if logits is not None:
+        group = parallel_state.get_tensor_model_parallel_group()
+        gathered = [torch.empty_like(logits) for _ in range(group.size())]
+        dist.all_gather(gathered, logits, group=group)
+        logits = torch.cat(gathered, -1)
+        assert (logits[..., model.vocab_size :] == NEVER).all(), f"{where}: padding could be chosen"
+        worst = close(logits[..., : model.vocab_size], expected["logits"], 1e-4, f"{where}: logits")
+        print(f"{where}: logits within {worst:.1e} of transformers")
+        close(loss, expected["loss"], 1e-3, f"{where}: loss")
+    padding = [p[c.own_tokens :] for c in chunks for n, p in c.named_parameters() if n in (EMBEDDING.megatron, HEAD.megatron)]
+    assert not any(rows.any() for rows in padding), f"{where}: padding has a gradient"
+    save_hf(chunks, model, out, None)
+    if dist.get_rank() == 0:
+        for key, grad in load_file(out / "model.safetensors").items():
+            close(grad, expected[f"grad.{key}"], 1e-4, f"{where}: gradient of {key}")
 
 
 def run(chunks: list, batch: object) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -93,19 +115,20 @@ def run(chunks: list, batch: object) -> tuple[torch.Tensor | None, torch.Tensor 
     return (seen[0], seen[1]) if seen else (None, None)
 
 
-def round_trip(folder: Path, model: object, parallel: ParallelConfig, out: Path) -> None:
+def round_trip(folder: Path, model: ModelConfig, parallel: ParallelConfig, out: Path) -> None:
     """HF -> Megatron -> its own sharded checkpoint -> Megatron -> HF, bit for bit."""
-    chunks = build_chunks(model, parallel, FP32)
-    load_hf(chunks, model, folder / "model")
+    chunks = loaded(folder, model, parallel)
     stored = out / "sharded"
     if dist.get_rank() == 0:
         stored.mkdir(parents=True)
     dist.barrier()
     dist_checkpointing.save(sharded(chunks), str(stored))
     fresh = build_chunks(model, parallel, FP32)
-    loaded = dist_checkpointing.load(sharded(fresh), str(stored))
+    stored_tensors = dist_checkpointing.load(sharded(fresh), str(stored))
     for i, chunk in enumerate(fresh):
-        chunk.load_state_dict({key.removeprefix(f"chunk{i}."): value for key, value in loaded.items() if key.startswith(f"chunk{i}.")})
+        chunk.load_state_dict(
+            {key.removeprefix(f"chunk{i}."): value for key, value in stored_tensors.items() if key.startswith(f"chunk{i}.")}
+        )
     save_hf(fresh, model, out / "again", None)
     if dist.get_rank() == 0:
         before, after = (load_file(path / "model.safetensors") for path in (folder / "model", out / "again"))
@@ -129,7 +152,7 @@ def main() -> None:
     folder, *layouts = sys.argv[1:]
     for layout in layouts:
         for name in reference.MODELS:
-            check(Path(folder) / name, name, layout)
+            check(Path(folder) / name, reference.MODELS[name], layout)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from tests.parity import model_cases, reference
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("expected")
     for name in reference.MODELS:
-        reference.write(folder / name, name)
+        reference.write(folder / name, reference.MODELS[name])
     return folder
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("name", reference.MODELS)
 def test_one_rank(single_rank, expected: Path, name: str, recompute: str):
-    model_cases.check(expected / name, name, "single", recompute)
+    model_cases.check(expected / name, reference.MODELS[name], "single", recompute)
 
 
 def test_two_ranks(launch, expected: Path):
@@ -41,7 +41,7 @@ def test_packed_equals_unpacked_on_every_example(single_rank, expected: Path, na
     model = reference.MODELS[name]
     (chunk,) = chunks = build_chunks(model, ParallelConfig(name="single"), PrecisionConfig(name="fp32"))
     load_hf(chunks, model, expected / name / "model")
-    batch, objective = reference.batches()["packed"], CausalLM()
+    batch, objective = reference.batches(model.vocab_size)["packed"], CausalLM()
     together = forward(chunk, batch).flatten(0, 1)
     start = 0
     for length in reference.lengths(batch):

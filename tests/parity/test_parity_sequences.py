@@ -13,7 +13,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("sequences")
     for name in ("gemma2", "qwen2"):
-        reference.write(folder / name, name)
+        reference.write(folder / name, reference.MODELS[name])
         sequence_cases.write_expected(folder / name, name)
     distributed.shutdown()
     return folder

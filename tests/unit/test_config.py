@@ -100,6 +100,9 @@ def test_bad_words_name_the_key(word):
         (["phase.seq_length=4096"], "context of 1024"),
         (["phase.epochs=1"], "either phase.train_steps or phase.epochs"),
         (["phase.recompute=all"], "none, selective, full"),
+        (["phase.keep_last=0"], "phase.keep_last=0 must be 1 or more"),
+        (["phase.keep_every=-1"], "keep_every=-1 0 or more"),
+        (["phase.export=gguf"], "use one of None, hf"),
     ],
 )
 def test_phase_that_does_not_fit(words, expected):

@@ -130,9 +130,12 @@ def test_real_tokenizer_is_copied_and_given_a_chat_template_it_lacks(trained: tu
     words.save_pretrained(bare)
     (bare / "chat_template.jinja").unlink()
     (bare / "model.safetensors").write_bytes(b"weights are not copied")
+    for name in ("config.json", "generation_config.json"):
+        (bare / name).write_text('{"model_type": "gemma2"}')
     copied = tokenizer.copy(bare, family, tmp_path / "copy")
     assert copied.chat_template == chat.FORMATS[family].template and not (tmp_path / "copy" / "model.safetensors").exists()
-    assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    for name, source in (("tokenizer.json", folder), ("config.json", bare), ("generation_config.json", bare)):
+        assert (tmp_path / "copy" / name).read_bytes() == (source / name).read_bytes()
 
 
 def test_impossible_sizes_and_missing_folders_are_explained(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -233,6 +234,16 @@ def test_done_once_for_the_same_checkpoint_data_and_settings(
     write_data(tmp_path / "data")  # the same again
     score(cfg)
     assert len(opened) == 3
+
+
+def test_a_converted_checkpoint_was_trained_by_no_phase(tmp_path: Path) -> None:
+    step = tmp_path / "checkpoints/step_00000000"
+    step.mkdir(parents=True)
+    told = {"step": 0, "samples": 0, "model": asdict(load(["model=tiny_gemma2"]).model), "files": {}}
+    (step / "manifest.json").write_text(json.dumps(told | {"sha256": manifest.digest(told)}))
+    (step.parent / "latest").write_text(step.name + "\n")
+    subject = run.identify(tmp_path)
+    assert (subject.phase, subject.step) == (None, 0)
 
 
 def test_output_goes_where_it_is_told(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:

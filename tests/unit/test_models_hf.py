@@ -1,19 +1,21 @@
-"""HF folders: what is refused and in which words, fused weights, random base models."""
+"""HF folders: what is refused and in which words, the families' configs, RoPE, fused weights, random base models."""
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_tower.config import InputError, ModelConfig, ParallelConfig, PrecisionConfig, load
+from megatron_tower.config import CONF, InputError, ModelConfig, ParallelConfig, PrecisionConfig, RopeScaling, load
+from megatron_tower.models import rope
 from megatron_tower.models.build import build_chunks
 from megatron_tower.models.families import FAMILIES, family_of
 from megatron_tower.models.hf import load_hf, model_config, random_hf, save_hf
 from megatron_tower.models.mapping import Weight, differences
+from megatron_tower.training.throughput import parameters
 
 SHAPE = {
     "num_layers": 2,
@@ -27,6 +29,8 @@ SHAPE = {
 }
 QWEN2 = ModelConfig(name="q", family="qwen2", qkv_bias=True, tie_embeddings=False, **SHAPE)
 GEMMA2 = ModelConfig(name="g", family="gemma2", attention_softcap=50.0, final_softcap=30.0, sliding_window=8, window_layers=[0], **SHAPE)
+LLAMA = ModelConfig(name="l", family="llama", rope_scaling=RopeScaling("llama3", 8.0), tie_embeddings=False, **SHAPE)
+SHIPPED = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def tokenizer_folder(tmp_path: Path) -> Path:
     return tmp_path / "tokenizer"
 
 
-@pytest.mark.parametrize("model", [QWEN2, GEMMA2], ids=["qwen2", "gemma2"])
+@pytest.mark.parametrize("model", [QWEN2, GEMMA2, LLAMA], ids=["qwen2", "gemma2", "llama"])
 def test_random_folder_loads_in_transformers_and_comes_back(single_rank, tmp_path: Path, tokenizer_folder: Path, model: ModelConfig):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -106,8 +110,8 @@ V_PROJ = "model.layers.1.self_attn.v_proj.weight"
         (tensors(lambda t: t.pop(V_PROJ)), f"tensor {V_PROJ} is missing"),
         (tensors(lambda t: t.update(extra=torch.zeros(1))), "tensor extra is not part of this model"),
         (tensors(lambda t: t.update({V_PROJ: torch.zeros(16, 12)})), rf"{V_PROJ} has shape \(16, 12\), the config asks for \(12, 16\)"),
-        (truncate, "model.safetensors is damaged"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "is missing"),
+        (truncate, "it was cut off or changed"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"holds no \*\.safetensors"),
     ],
 )
 def test_spoilt_folder_is_refused_and_nothing_is_filled(single_rank, tmp_path: Path, tokenizer_folder: Path, spoil, words: str):
@@ -127,7 +131,9 @@ def test_spoilt_folder_is_refused_and_nothing_is_filled(single_rank, tmp_path: P
         (replace(QWEN2, qkv_bias=False), "qwen2 has no model with qkv_bias=False"),
         (replace(GEMMA2, qkv_bias=True), "gemma2 has no model with qkv_bias=True"),
         (replace(GEMMA2, attention_backend="sdpa"), "sdpa has no soft-cap"),
-        (replace(QWEN2, family="llama"), "family llama is unknown"),
+        (replace(QWEN2, family="llama"), "llama has no model with qkv_bias=True"),
+        (replace(LLAMA, query_scale=7.0), "llama has no model with query_scale=7.0"),
+        (replace(QWEN2, family="gpt2"), "family gpt2 is unknown"),
     ],
 )
 def test_what_no_family_has_is_refused(single_rank, model: ModelConfig, words: str):
@@ -135,7 +141,32 @@ def test_what_no_family_has_is_refused(single_rank, model: ModelConfig, words: s
         build_chunks(model, ParallelConfig(name="single"), PrecisionConfig(name="fp32"))
 
 
-@pytest.mark.parametrize("name", ["tiny_gemma2", "tiny_qwen2", "gemma2_2b", "gemma2_9b", "qwen25_1_5b", "qwen25_72b"])
+@pytest.mark.parametrize(
+    ("model", "said", "words"),
+    [
+        (LLAMA, {"attention_bias": True}, "attention_bias=True"),
+        (LLAMA, {"mlp_bias": True}, "mlp_bias=True"),
+        (LLAMA, {"hidden_act": "gelu"}, "hidden_act=gelu"),
+        (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config="),
+        (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling=.*dynamic"),
+        (LLAMA, {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "mscale": 1.0}}, "rope_scaling=.*mscale"),
+        (LLAMA, {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "config.json lacks rope_scaling.low_freq_factor"),
+        (LLAMA, {"rope_scaling": {"rope_type": "linear"}}, "config.json lacks rope_scaling.factor"),
+        (QWEN2, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+        (QWEN2, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "rope_scaling=.*yarn"),
+        (GEMMA2, {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types="),
+        (GEMMA2, {"layer_types": ["full_attention"]}, "layer_types=.* for 2 layers"),
+        (GEMMA2, {"attention_bias": True}, "attention_bias=True"),
+    ],
+)
+def test_config_of_another_architecture_is_refused_by_name(model: ModelConfig, said: dict, words: str):
+    family = family_of(model.family)
+    with pytest.raises(InputError, match=words):
+        family.from_hf(family.to_hf(model) | said)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_are_what_transformers_assumes(name: str):
     """conf/model -> HF config -> transformers' own defaults filled in -> conf/model."""
     from transformers import AutoConfig
@@ -151,6 +182,66 @@ def test_older_and_newer_configs_are_read():
     assert not differences(GEMMA2, FAMILIES["gemma2"].from_hf(hf))
     hf["rope_parameters"] = {"rope_theta": hf.pop("rope_theta"), "rope_type": "default"}  # as transformers 5 writes
     assert not differences(GEMMA2, FAMILIES["gemma2"].from_hf(hf))
+
+
+def test_older_llama_folders_are_read():
+    """Without what came later: the base of RoPE, grouped queries, the head's size, `rope_type`."""
+    hf = FAMILIES["llama"].to_hf(LLAMA) | {"rope_scaling": {"type": "linear", "factor": 2.0}, "tie_word_embeddings": None}
+    for key in ("rope_theta", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"):
+        del hf[key]
+    old = replace(LLAMA, num_query_groups=4, kv_channels=4, rope_scaling=RopeScaling("linear", 2.0))
+    assert not differences(old, FAMILIES["llama"].from_hf(hf))
+
+
+@pytest.mark.parametrize("scaling", [None, RopeScaling("linear", 2.5), RopeScaling("llama3", 3.0, 1.5, 5.0, 40)], ids=str)
+@pytest.mark.parametrize("model", [QWEN2, GEMMA2, LLAMA], ids=["qwen2", "gemma2", "llama"])
+def test_rope_turns_as_in_transformers(single_rank, model: ModelConfig, scaling: RopeScaling | None):
+    """The config says the same to both, and the model that is built uses it."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    model = replace(model, rope_scaling=scaling)
+    hf = AutoConfig.for_model(**family_of(model.family).to_hf(model))
+    theirs, factor = ROPE_INIT_FUNCTIONS[scaling.rope_type if scaling else "default"](hf, "cpu")
+    (chunk,) = build_chunks(model, ParallelConfig(name="single"), PrecisionConfig(name="fp32"))
+    assert factor == 1.0
+    torch.testing.assert_close(chunk.rotary_pos_emb.inv_freq, theirs, rtol=2e-7, atol=0)
+
+
+def test_rope_of_llama_31_keeps_blends_and_slows():
+    model = load(["model=llama31_8b"]).model
+    slowed = rope.frequencies(replace(model, rope_scaling=None)) / rope.frequencies(model)
+    assert slowed[0] == 1.0 and slowed[-1] == 8.0 and ((slowed > 1.1) & (slowed < 7.9)).any()
+
+
+def test_rope_scaling_survives_yaml_and_manifest():
+    model = load(["model=tiny_llama"]).model
+    assert model.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 128)
+    assert ModelConfig(**json.loads(json.dumps(asdict(model)))) == model
+    with pytest.raises(InputError, match=r"model\.rope_scaling\.rope_type=yarn is unknown: use one of"):
+        load(["model=tiny_llama", "model.rope_scaling.rope_type=yarn"])
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("gemma2_27b", 27.227),
+        ("qwen25_0_5b", 0.494),
+        ("qwen25_7b", 7.616),
+        ("llama31_8b", 8.030),
+        ("tower_7b", 6.738),
+        ("eurollm_9b", 9.152),
+    ],
+)
+def test_shapes_have_the_published_parameter_counts(name: str, billions: float):
+    """Counts of the released checkpoints, tied embeddings counted once."""
+    assert parameters(load([f"model={name}"]).model) / 1e9 == pytest.approx(billions, abs=1e-3)
+
+
+def test_any_vocabulary_fits_any_tensor_parallel_size_but_other_widths_do_not():
+    load(["model=tower_7b", "model.vocab_size=32007", "parallel.tensor=4"])
+    with pytest.raises(InputError, match=r"4864 MLP channels; parallel\.tensor=3 does not divide them"):
+        load(["model=qwen25_0_5b", "parallel.tensor=3"])
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -17,6 +17,7 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     run_dir.check(config(tmp_path))
     run_dir.open_phase(config(tmp_path), step=0)
     run_dir.check(config(tmp_path, "parallel=tp2", "eval.batch_size=3"))  # another layout is the same run
+    run_dir.check(config(tmp_path, "phase.async_save=true", "phase.save_every=7", "phase.keep_last=9", "phase.export=hf"))
     with pytest.raises(InputError, match=r"phase\.optimizer\.lr: 2e-05 -> 0\.5, seed: 1234 -> 9"):
         run_dir.check(config(tmp_path, "phase.optimizer.lr=0.5", "seed=9"))
 
