@@ -114,21 +114,25 @@ def provenance(text: str) -> dict[str, tuple[object, str]]:
         above = [section for section in above if section[0] < indent]
         if comment:
             comment = re.sub(r"\bsame\b", source, comment)
-            source = comment.partition(": ")[2].partition(";")[0] or source
+            word, _, named = comment.partition(": ")
+            source = named.partition(";")[0] if word == "proxy" else source
             found[".".join([*(name for _, name in above), key])] = (yaml.safe_load(value or ""), comment)
         above.append((indent, key))
     return found
 
 
 def _started_from(stage: Stage) -> Checkpoint | Path | None:
-    """What a phase began with; where a run was moved, what has the same name beside the phase; None when that is gone."""
-    start = Path(stage.config.phase.start_from)
-    for path in (start, stage.folder.parent / start.name):
-        try:
-            return checkpoint.resolve(path)
-        except InputError:  # it was moved or removed since, which is no reason not to export
-            continue
-    return None
+    """What a phase began with, where that is left."""
+    try:
+        return checkpoint.resolve(_moved(stage, stage.config.phase.start_from))
+    except InputError:  # it was moved or removed since, which is no reason not to export
+        return None
+
+
+def _moved(stage: Stage, path: str) -> Path:
+    """A path of the phase's configuration, from where the run is now: it may have moved, or been started in another directory."""
+    run = Path(stage.config.run_dir)
+    return stage.folder.parent / Path(path).relative_to(run) if Path(path).is_relative_to(run) else Path(path)
 
 
 def _base(first: Stage) -> dict[str, str | None]:
@@ -189,7 +193,8 @@ def _data(story: list[Stage], data: dict | None) -> str:
     counts += [f"{data['sft']['examples']:,} chats"] if "sft" in data else []
     counts += [f"{data['rl']['prompts']:,} prompts with verifiable answers"] if "rl" in data else []
     for stage in story:
-        if stage.config.phase.dataset == "preferences" and (pairs := _json(Path(f"{stage.config.phase.file}.manifest.json"))):
+        described = _moved(stage, f"{stage.config.phase.file}.manifest.json")
+        if stage.config.phase.dataset == "preferences" and (pairs := _json(described)):
             counts.append(f"{pairs['pairs']:,} preference pairs ({', '.join(f'{n:,} {o}' for o, n in pairs['origins'].items())})")
     return f"{sources}\n\n{', '.join(counts)}. sha256 of the manifest: {data['sha256']}"
 

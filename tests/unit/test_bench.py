@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools import bench, bench_rl
+from tools import bench, bench_convert, bench_rl
 
 SHAPE = {"num_layers": 2, "hidden_size": 128, "ffn_hidden_size": 96}
 WORK = bench.Work(rows=2, tokens=16, decode_rows=(2,), prompt=4, new=3, steps=1, turns=1)
@@ -47,3 +47,15 @@ def test_times_preference_optimisation_grpo_and_sampling(single_rank, monkeypatc
     assert ours == hf == [4] * 6
     for row, head in ((bench_rl.wpo_line("a", seconds), bench_rl.WPO_HEAD), (bench_rl.grpo_line("a", split), bench_rl.GRPO_HEAD)):
         assert {row.count("|"), *(line.count("|") for line in head.split("\n"))} == {row.count("|")}
+
+
+def test_conversion_stands_beside_cp(tmp_path):
+    """Both ways, a row of as many columns as the head; tensors that come back changed are found."""
+    model = bench_convert.sized(bench.load(["model=tiny_gemma2"]).model, 0.002)
+    assert model.num_layers < 4 and max(model.window_layers) < model.num_layers
+    for row in bench_convert.compare(model, tmp_path):
+        assert row.count("|") == bench_convert.HEAD.split("\n")[0].count("|")
+    one, other = (bench_convert.Folder.open(tmp_path / name) for name in ("hf", "back"))
+    file = other.files[0]
+    file.write_bytes(file.read_bytes()[:-1] + b"\x55")
+    assert bench_convert._differing(one, other) == [list(other.tensors)[-1]]

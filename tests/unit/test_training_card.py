@@ -56,7 +56,7 @@ def test_tells_the_story(last: checkpoint.Checkpoint, tmp_path: Path) -> None:
     assert header["base_model"] == "google/gemma-2-2b" and header["language"][:3] == ["de", "en", "es"]
     assert "gemma2_2b after CPT → SFT" in text and "google/gemma-2-2b. Licence: gemma." in text
     assert "| sft | 7 | 56 | 14,336 | tensor 2 | fp32 | 0123456789ab | torch 2.9.0, megatron-core 0.16.1 |" in text
-    assert "| optimizer.warmup | 0.03 | proxy: TowerInstruct warms up for 500 steps |" in text
+    assert "| optimizer.warmup | 0.03 | proxy: TowerInstruct; it warms up for 500 steps |" in text
     assert "| optimizer.lr | 1e-05 | this run's own (7e-06: proxy: TowerInstruct) |" in text
     assert "| Django | 5.2 | BSD-3-Clause |" in text and "22,000 chats" in text
     assert 'from_pretrained("hf"' in text and "vllm serve hf" in text
@@ -78,8 +78,10 @@ def test_scores_only_of_this_checkpoint(last: checkpoint.Checkpoint, tmp_path: P
 
 
 def test_a_run_that_was_moved_keeps_its_story(last: checkpoint.Checkpoint, tmp_path: Path) -> None:
+    """Also where another run has taken its old place."""
     before = written(last, tmp_path / "hf")
     (tmp_path / "run").rename(tmp_path / "moved")
+    phase(tmp_path / "run", "cpt", str(tmp_path / "run/base"))
     assert written(checkpoint.latest(tmp_path / "moved/sft"), tmp_path / "hf") == before
 
 
@@ -106,6 +108,6 @@ def test_provenance_of_every_figure_is_read(name: str) -> None:
     found = card.provenance(text)
     assert len(found) == sum(" # " in line for line in text.splitlines()) and not any("same" in comment for _, comment in found.values())
     if name == "wpo":
-        assert found["objective.clamp"] == (1.0, "proxy: WPO authors, Llama 3 8B")
+        assert found["objective.clamp"] == (1.0, "proxy: WPO authors, Llama 3 8B") and found["epochs"][1] == found["objective.clamp"][1]
     if name == "grpo":
         assert found["rollout.top_p"] == (0.95, "proxy: MiLMMT-46") and found["global_batch_size"][1].endswith("; prompts")
