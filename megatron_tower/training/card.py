@@ -56,10 +56,13 @@ class Stage:
 
 
 def write(exported: Checkpoint, folder: Path) -> None:
-    """Write the card of a checkpoint's export beside its weights. A checkpoint that no phase has trained, as a converted one, gets none."""
-    story = stages(exported)
-    if story:
-        run_dir.write_text(folder / "README.md", card(story, folder.name))
+    """Write the card of a checkpoint's export beside its weights, or bring it up to date (scores may have come since).
+
+    A checkpoint that no phase has trained, as a converted one, gets none.
+    """
+    file = folder / "README.md"
+    if (story := stages(exported)) and (not file.is_file() or file.read_text() != card(story, folder.name)):
+        run_dir.write_text(file, card(story, folder.name))
 
 
 def stages(last: Checkpoint) -> list[Stage]:
