@@ -106,14 +106,14 @@ class Family:
 
 def differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
     """Fields of the architecture in which two configs differ, as `num_layers=4 (config.json: 6)`."""
-    apart = []
-    for f in fields(ModelConfig):
-        if f.name in ("name", "hf_folder", "attention_backend", "init_std"):
-            continue
-        a, b = (_effective(model, f.name) for model in (ours, theirs))
-        if a != b:
-            apart.append(f"{f.name}={a} (config.json: {b})")
-    return apart
+    return [f"{name}={a} (config.json: {b})" for name, (a, b) in apart(ours, theirs).items()]
+
+
+def apart(one: ModelConfig, other: ModelConfig) -> dict[str, tuple[object, object]]:
+    """Field of the architecture -> its two values, where they differ."""
+    names = [f.name for f in fields(ModelConfig) if f.name not in ("name", "hf_folder", "attention_backend", "init_std")]
+    values = {name: (_effective(one, name), _effective(other, name)) for name in names}
+    return {name: (a, b) for name, (a, b) in values.items() if a != b}
 
 
 def _effective(model: ModelConfig, name: str) -> object:

@@ -11,7 +11,7 @@ Leaves out: writing them (`training/saving.py`), models from them (`training/loa
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -20,6 +20,7 @@ from megatron_tower.config import InputError, ModelConfig
 from megatron_tower.data import sources
 from megatron_tower.data.manifest import digest
 from megatron_tower.data.sources import sha256
+from megatron_tower.models.mapping import apart
 from megatron_tower.training.torch_dist import METADATA, read_metadata
 
 MANIFEST = "manifest.json"
@@ -78,9 +79,7 @@ def verify(path: Path) -> None:
 
 def same_architecture(checkpoint: Checkpoint, model: ModelConfig) -> None:
     """Raise InputError when the checkpoint's weights are of another shape than the config's."""
-    free = ("name", "hf_folder", "attention_backend", "init_std")
-    old, new = asdict(checkpoint.model), asdict(model)
-    changed = [f"{k}: {old[k]} -> {new[k]}" for k in new if k not in free and old[k] != new[k]]
+    changed = [f"{name}: {old} -> {new}" for name, (old, new) in apart(checkpoint.model, model).items()]
     if changed:
         raise InputError(
             f"checkpoint {checkpoint.path} is of another architecture ({', '.join(changed)}): choose its model or start afresh"

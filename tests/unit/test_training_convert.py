@@ -67,6 +67,7 @@ def test_training_loads_it(single_rank, tmp_path: Path, name: str):
     to_megatron(source, tmp_path / "run", 4, 2)
     found = checkpoint.find(tmp_path / "run")
     assert (found.step, found.samples) == (0, 0) and not differences(found.model, MODELS[name])
+    checkpoint.same_architecture(found, MODELS[name])  # as a phase asks that starts from it
     converted, direct = (build_chunks(found.model, ParallelConfig(name="single"), PrecisionConfig(name="fp32")) for _ in range(2))
     load(found, TrainingState(converted))
     load_hf(direct, found.model, source)
