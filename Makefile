@@ -1,9 +1,10 @@
 # make demo: the recipe in miniature, from a bare clone to a report.   make test: every test.
-# Both create .venv first. Another interpreter: make PYTHON=python3.11 demo
+# make slurm: a Slurm of two nodes on this machine, until make slurm-stop.
+# All create .venv first. Another interpreter: make PYTHON=python3.11 demo
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint bench setup
+.PHONY: demo test lint bench setup slurm slurm-stop
 setup: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
@@ -18,7 +19,15 @@ demo: setup
 	$(RUN) -m megatron_tower.recipe recipe=demo
 
 test: setup lint
-	$(RUN) -m pytest
+	$(RUN) slurm/local_cluster.py install
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+slurm: setup
+	$(RUN) slurm/local_cluster.py start
+	@echo 'in this shell: eval "$$($(RUN) slurm/local_cluster.py env)"'
+
+slurm-stop: setup
+	$(RUN) slurm/local_cluster.py stop
 
 lint: setup
 	$(RUN) -m ruff check .

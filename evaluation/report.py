@@ -19,7 +19,8 @@ from evaluation.findings import HEADLINES, aims, beside_ngrams, changes, not_lea
 from evaluation.metrics.bootstrap import Estimate
 from evaluation.metrics.translation import plain
 from evaluation.story import Stage, Story, read
-from megatron_tower.config import Config, EvalConfig, entry_point
+from megatron_tower.command import entry_point
+from megatron_tower.config import Config, EvalConfig
 from megatron_tower.runtime.run_dir import write_text
 
 MAX_SAMPLES = 6  # of each, right and wrong

@@ -24,9 +24,10 @@ from evaluation.held_out import Row, read
 from evaluation.metrics.bootstrap import Resampling
 from evaluation.tasks import TASKS
 from evaluation.tasks.task import Answer, Generator, Score, Verdict, Verify
-from megatron_tower.config import Config, InputError, entry_point
+from megatron_tower.command import entry_point
+from megatron_tower.config import Config, InputError
 from megatron_tower.data.sources import fingerprint
-from megatron_tower.runtime import cpu
+from megatron_tower.runtime.job import EVALUATE, supervised
 from megatron_tower.runtime.run_dir import write_text
 
 if TYPE_CHECKING:
@@ -74,13 +75,16 @@ class Plan:
 
 @entry_point
 def main(cfg: Config) -> None:
-    cpu.install()
+    if supervised(cfg, EVALUATE):
+        return
+    from megatron_tower.runtime import cpu
     from megatron_tower.runtime.local import relaunch_if_needed
 
+    cpu.install()
     plan = check(cfg)
     if plan.is_done():
         print(f"{plan.output / 'scores.json'} already holds this checkpoint's scores on this data")
-    elif not relaunch_if_needed(cfg, "evaluation.run", plan.output / "logs"):
+    elif not relaunch_if_needed(cfg, EVALUATE, plan.output / "logs"):
         evaluate(cfg, plan)
 
 
@@ -98,14 +102,14 @@ def check(cfg: Config) -> Plan:
         {key: value for key, value in asdict(cfg.eval).items() if key not in ("checkpoint", "output", "batch_size")}
         | {"seed": cfg.seed, "version": VERSION},
         fingerprint([data / "manifest.json"]),
-        Path(cfg.eval.output) if cfg.eval.output else path / "evaluation",
+        cfg.evaluation_dir,
     )
 
 
 def evaluate(cfg: Config, plan: Plan) -> None:
     """Score the checkpoint as one of the layout's ranks; rank 0 writes."""
+    from megatron_tower.plan import parameters
     from megatron_tower.runtime import distributed
-    from megatron_tower.training.throughput import parameters
 
     began = time.monotonic()
     generator, model = _open(cfg, plan.subject)

@@ -1,12 +1,22 @@
 """What can't work: contradictions of model, layout, precision and phase that show without touching a device, one sentence each."""
 
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_tower.plan import memory_problems
+
 if TYPE_CHECKING:
     from megatron_tower.config import Config, WPOConfig
+
+ATTENTION_PACKAGES = {  # back end -> package, least version, command
+    "flash2": ("flash-attn", (2, 6), "pip install --no-build-isolation flash-attn==2.8.3"),
+    "flash4": ("flash-attn-4", (4, 0), "pip install flash-attn-4==4.0.0b36"),
+    "te": ("transformer-engine", (2, 0), "pip install --no-build-isolation 'transformer-engine[pytorch]==2.20.2'"),
+}
+ATTENTION_BACKENDS = ("auto", "eager", "sdpa", "flex", *ATTENTION_PACKAGES)
 
 
 def layout_problems(cfg: "Config") -> Iterator[str]:
@@ -34,21 +44,104 @@ def layout_problems(cfg: "Config") -> Iterator[str]:
         yield "parallel.virtual_pipeline needs parallel.pipeline of 2 or more"
     if par.sequence_parallel and par.tensor == 1:
         yield "parallel.sequence_parallel needs parallel.tensor of 2 or more"
-    if cfg.precision.fp8 and not find_spec("transformer_engine"):
-        yield (
-            f"precision={cfg.precision.name} needs Transformer Engine, which is not installed: "
-            "pip install -r requirements-gpu.txt on a machine with a GPU, or use precision=bf16"
-        )
     if model.hf_folder and not (Path(model.hf_folder) / "config.json").is_file():
         yield f"model.hf_folder={model.hf_folder} holds no config.json: give a downloaded Hugging Face model folder"
     yield from _unknown_words(
-        ("model.attention_backend", model.attention_backend, ("auto", "eager", "sdpa")),
+        ("model.attention_backend", model.attention_backend, ATTENTION_BACKENDS),
         ("model.rope_scaling.rope_type", model.rope_scaling and model.rope_scaling.rope_type, (None, "linear", "llama3")),
+        ("parallel.recompute", par.recompute, ("none", "selective", "mlp", "full")),
+        ("parallel.gradients", par.gradients, ("float32", "bfloat16")),
         ("precision.params", cfg.precision.params, ("float32", "bfloat16")),
+        ("precision.layers", cfg.precision.layers, ("auto", "torch", "te")),
         ("precision.fp8", cfg.precision.fp8, (None, "delayed", "tensorwise", "blockwise")),
-        ("cluster.launcher", cfg.cluster.launcher, ("local",)),
-        ("cluster.device", cfg.cluster.device, ("auto", "cpu", "cuda")),
     )
+    yield from _precision_problems(cfg)
+    yield from _attention_problems(cfg)
+    yield from _cluster_problems(cfg)
+
+
+def _precision_problems(cfg: "Config") -> Iterator[str]:
+    precision, par, model = cfg.precision, cfg.parallel, cfg.model
+    here = f"precision={precision.name}"
+    if precision.params == "float32" and (precision.fp8 or par.gradients == "bfloat16" or par.offload):
+        yield f"{here} keeps weights in float32: fp8, parallel.gradients=bfloat16 and parallel.offload need precision.params=bfloat16"
+    if (precision.fp8 or precision.layers == "te") and not cfg.cluster.container and not find_spec("transformer_engine"):
+        yield (
+            f"{here} needs Transformer Engine, which is not installed: "
+            "pip install -r requirements-gpu.txt on a machine with a GPU, or use precision=bf16"
+        )
+    if not 0 <= par.offload <= 1 or (par.offload and not par.distributed_optimizer):
+        yield f"parallel.offload={par.offload} is a share of what parallel.distributed_optimizer=true divides: set that, and 0 to 1"
+    if par.offload and cfg.cluster.device == "cpu":
+        yield f"parallel.offload={par.offload} moves state from a GPU to the host and cluster={cfg.cluster.name} has device=cpu: use 0"
+    layers = model.num_layers // par.pipeline
+    if not 0 <= precision.bf16_layers <= layers or (precision.bf16_layers and precision.fp8 in (None, "delayed")):
+        yield (
+            f"precision.bf16_layers={precision.bf16_layers} must be 0 to {layers}, a stage's layers, and goes with "
+            "precision.fp8=tensorwise or blockwise: delayed scaling can't leave FP8 for a layer"
+        )
+    if precision.fp8 and precision.layers == "torch":
+        yield f"{here}: FP8 is Transformer Engine's, use precision.layers=auto"
+    if precision.fp8:
+        for what, size in (
+            ("model.hidden_size", model.hidden_size),
+            ("model.ffn_hidden_size / parallel.tensor", model.ffn_hidden_size // par.tensor),
+            ("a rank's queries", model.num_attention_heads * model.kv_channels // par.tensor),
+            ("a rank's keys", model.num_query_groups * model.kv_channels // par.tensor),
+        ):
+            if size % 16:
+                yield f"{here}: FP8 multiplies multiples of 16 and {what} is {size}: use precision=bf16"
+
+
+def _attention_problems(cfg: "Config") -> Iterator[str]:
+    word, cluster = cfg.model.attention_backend, cfg.cluster
+    if word in ("sdpa", "te") and cfg.model.attention_softcap is not None:
+        yield f"model.attention_backend={word} has no soft-cap, which model={cfg.model.name} needs: use auto"
+    elif word in ATTENTION_PACKAGES and cluster.device == "cpu":
+        yield f"model.attention_backend={word} needs a GPU and cluster={cluster.name} has device=cpu: use auto"
+    elif not cluster.container and (lacking := lacking_package(word)):
+        yield f"model.attention_backend={word} {lacking}, or use auto"
+
+
+def lacking_package(backend: str) -> str | None:
+    """What `backend` needs that is not installed, and how to install it; None when there is nothing to say. Imports nothing."""
+    if backend not in ATTENTION_PACKAGES:
+        return None
+    name, least, command = ATTENTION_PACKAGES[backend]
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return f"needs {name}, which is not installed: {command}"
+    if tuple(int(part) for part in found.split(".")[:2]) < least:
+        return f"needs {name} {least[0]}.{least[1]} or newer, {found} is installed: {command}"
+    return None
+
+
+def _cluster_problems(cfg: "Config") -> Iterator[str]:
+    cluster, ranks = cfg.cluster, cfg.parallel.world_size
+    yield from _unknown_words(
+        ("cluster.launcher", cluster.launcher, ("local", "slurm")),
+        ("cluster.device", cluster.device, ("auto", "cpu", "cuda")),
+        ("cluster.container.runtime", cluster.container and cluster.container.runtime, (None, "pyxis", "apptainer")),
+    )
+    if cluster.ranks_per_node < 1 or cluster.cpus_per_rank < 1:
+        yield f"cluster.ranks_per_node={cluster.ranks_per_node} and cpus_per_rank={cluster.cpus_per_rank} must be 1 or more"
+    elif cluster.launcher == "slurm":
+        if cluster.gpus_per_node and cluster.ranks_per_node != cluster.gpus_per_node:
+            yield (
+                f"cluster={cluster.name} has ranks_per_node={cluster.ranks_per_node} and gpus_per_node={cluster.gpus_per_node}: "
+                "start one rank a GPU, set both to the same number"
+            )
+        if ranks > cluster.ranks_per_node and ranks % cluster.ranks_per_node:
+            yield (
+                f"parallel={cfg.parallel.name} makes {ranks} ranks and cluster={cluster.name} has {cluster.ranks_per_node} a node: "
+                "change parallel.data so that they fill whole nodes"
+            )
+        if cluster.max_nodes and ranks > cluster.max_nodes * cluster.ranks_per_node:
+            yield (
+                f"parallel={cfg.parallel.name} makes {ranks} ranks and cluster={cluster.name} holds {cluster.max_nodes} nodes x "
+                f"{cluster.ranks_per_node}: choose a smaller layout or raise cluster.max_nodes"
+            )
 
 
 def phase_problems(cfg: "Config") -> Iterator[str]:
@@ -74,10 +167,16 @@ def phase_problems(cfg: "Config") -> Iterator[str]:
         )
     yield from _unknown_words(
         ("phase.export", phase.export, (None, "hf")),
-        ("phase.recompute", phase.recompute, ("none", "selective", "full")),
         ("phase.optimizer.schedule", phase.optimizer.schedule, ("cosine", "linear", "constant")),
         ("phase.dataset", phase.dataset, ("documents", "chats", "preferences", "prompts")),
     )
+    if cfg.precision.fp8 and phase.dataset in ("preferences", "prompts"):
+        yield (
+            f"phase={phase.name} learns from rows of any length and compares log-probabilities with those of bf16, "
+            f"precision={cfg.precision.name} suits neither: use precision=bf16"
+        )
+    elif cfg.precision.fp8 and (phase.seq_length * phase.micro_batch_size) % (16 * (par.tensor if par.sequence_parallel else 1)):
+        yield f"phase.seq_length={phase.seq_length} x micro_batch_size={phase.micro_batch_size}: FP8 takes multiples of 16 tokens a rank"
     wanted = {"wpo": ("preferences",), "grpo": ("prompts",)}.get(phase.objective.name, ("documents", "chats"))
     if phase.dataset not in wanted:
         yield f"phase.objective.name={phase.objective.name} does not learn from phase.dataset={phase.dataset}: use {' or '.join(wanted)}"
@@ -89,6 +188,8 @@ def phase_problems(cfg: "Config") -> Iterator[str]:
         yield from _wpo_problems(phase.objective)
     if phase.objective.name == "grpo":
         yield from _grpo_problems(cfg)
+    if cfg.cluster.gpu_memory_gib:
+        yield from memory_problems(cfg)
 
 
 def _wpo_problems(objective: "WPOConfig") -> Iterator[str]:

@@ -1,26 +1,17 @@
-"""What a run is: the schema of `conf/`, its cross-checks, and the one way in for every command line.
+"""What a run is: the schema of `conf/` and its cross-checks.
 
 Each group of `conf/` is a dataclass here; a key that no dataclass names is an error. `check` finds what can't work
 (an impossible layout, a missing file) before anything is queued or written. Imports no torch: submitting is instant.
-
-    @entry_point
-    def main(cfg: Config) -> None: ...
 """
 
-import os
-import re
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import hydra
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from megatron_tower.checks import layout_problems, phase_problems
 
@@ -68,7 +59,7 @@ class ModelConfig:
     final_softcap: float | None = None
     sliding_window: int | None = None  # tokens a query sees on windowed layers, itself included
     window_layers: list[int] = field(default_factory=list)  # layers with the window, counted from 0
-    attention_backend: str = "auto"  # auto | eager | sdpa
+    attention_backend: str = "auto"  # auto | eager | sdpa | flex | flash2 | flash4 | te (models/attention)
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
@@ -158,7 +149,6 @@ class PhaseConfig:
     train_steps: int | None = None
     epochs: float | None = None  # instead of train_steps
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    recompute: str = "none"  # none | selective | full
     save_every: int = 0  # steps; 0: only at the end
     async_save: bool = False  # write beside the training, from a copy of weights and moments in host memory
     keep_last: int = 2  # checkpoints
@@ -209,6 +199,10 @@ class ParallelConfig:
     data: int = 1
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
+    recompute: str = "none"  # none | selective (attention) | mlp | full: made again in the backward pass, at most a forward pass more
+    gradients: str = "float32"  # float32 | bfloat16: accumulated and reduced in; bfloat16 halves memory and traffic, sums lose digits
+    offload: float = 0.0  # share of main weights and moments in host memory: 12 bytes a weight less on the GPU, Adam there is slower
+    overlap: bool = False  # reduce gradients and gather weights beside the computation; costs kernels that share the GPU
 
     @property
     def world_size(self) -> int:
@@ -220,14 +214,50 @@ class PrecisionConfig:
     name: str = MISSING
     params: str = "float32"  # float32 | bfloat16
     fp8: str | None = None  # null | delayed | tensorwise | blockwise
+    layers: str = "auto"  # auto | torch | te: linears of megatron-core or Transformer Engine; auto: te for bf16 on CUDA where installed
+    bf16_layers: int = 0  # first and as many last layers that FP8 leaves in bf16: steadier, and slower by their share
+
+
+@dataclass
+class ContainerConfig:
+    """What the ranks of a Slurm job run in."""
+
+    runtime: str = MISSING  # pyxis | apptainer
+    image: str = MISSING
+    mounts: list[str] = field(default_factory=list)  # host paths, or host:container
 
 
 @dataclass
 class ClusterConfig:
+    """Where ranks run, what a job asks of Slurm, and how it outlives what happens to it (docs/clusters.md)."""
+
     name: str = MISSING
-    launcher: str = "local"
+    launcher: str = "local"  # local | slurm
     device: str = "auto"  # auto | cpu | cuda
     threads_per_rank: int = 0  # 0: the cores divided among the ranks
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str = "24:00:00"  # of a job, as Slurm writes it
+    max_nodes: int | None = None  # that one job may take
+    ranks_per_node: int = 1  # with GPUs: one each
+    gpus_per_node: int = 0
+    gpu_memory_gib: float = 0.0  # that a GPU must have and a phase must fit into (plan.py); 0: not looked at
+    cpus_per_rank: int = 1
+    memory_per_node: str | None = None  # as Slurm writes it
+    sbatch: dict[str, str] = field(default_factory=dict)  # further options, by their long names
+    srun: list[str] = field(default_factory=list)  # further words
+    setup: list[str] = field(default_factory=list)  # shell lines before a job's work, on its first node: modules, virtual environment
+    environment: dict[str, str] = field(default_factory=dict)  # of the ranks
+    container: ContainerConfig | None = None
+    signal_seconds: int = 120  # before the time limit, when ranks are asked to save and end
+    idle_restarts: int = 3  # starts in a row that saved nothing new, after which a job gives up; 0: it never requeues itself
+    exclude_failed_nodes: bool = True  # from the restart of a job that they failed
+    preflight_seconds: int = 60  # until a rank that has not arrived is called missing
+    clock_seconds: float = 10.0  # that the nodes' clocks may differ by
+    disk_gib: float = 0.0  # free where run_dir is
+    hang_seconds: int = 0  # without a step, after which all stacks are dumped and the ranks killed; 0: off
 
 
 @dataclass
@@ -301,72 +331,9 @@ class Config:
     def phase_dir(self) -> Path:
         return Path(self.run_dir) / self.phase.name
 
-
-def _register_schema() -> None:
-    """Let Hydra know every key, so that a command line may set one that no YAML file mentions."""
-    ConfigStore.instance().store(name="schema", node=Config)
-
-
-def typed(composed: DictConfig) -> Config:
-    """The composed config as dataclasses; raises InputError for a key that was added (`+x=`), a missing value, a broken interpolation."""
-    try:
-        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed)))
-        cfg.phase.objective = _objective(cfg.phase.objective)
-    except OmegaConfBaseException as error:
-        raise InputError(_one_line(error)) from error
-    return cfg
-
-
-def _objective(options: object) -> CausalLMConfig | WPOConfig | GRPOConfig:
-    """The options under the schema that their name selects."""
-    name = options.get("name") if isinstance(options, dict) else options
-    if name not in OBJECTIVES or not isinstance(options, dict):
-        raise InputError(f"phase.objective.name={name} is unknown: use one of {', '.join(OBJECTIVES)}, as in phase.objective.name=wpo")
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(OBJECTIVES[name]), options))
-
-
-def load(overrides: list[str]) -> Config:
-    """Compose `conf/` with Hydra words, as a command line would, and check it; also inside a Hydra command line (a recipe's phases)."""
-    _register_schema()
-    hydras, outer = GlobalHydra.instance(), GlobalHydra.instance().hydra
-    hydras.hydra = None
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base=None):
-            cfg = typed(hydra.compose("config", overrides=overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_one_line(error)) from error
-    finally:
-        hydras.hydra = outer
-    check(cfg)
-    return cfg
-
-
-def entry_point(main: Callable[[Config], None]) -> Callable[[], None]:
-    """Make `main(cfg)` a Hydra command line (multirun included): checked config in, one sentence and exit 2 on bad input."""
-
-    def run(composed: DictConfig) -> None:
-        try:
-            cfg = typed(composed)
-            check(cfg)
-            main(cfg)
-        except InputError as error:  # here, where Hydra has not yet announced a failed job
-            refuse(error)
-
-    def command_line() -> None:
-        _register_schema()
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what can't be composed is raised to us, not printed by Hydra
-        try:
-            hydra.main(version_base=None, config_path=str(CONF), config_name="config")(run)()
-        except (HydraException, OmegaConfBaseException) as error:
-            refuse(error)
-
-    return command_line
-
-
-def refuse(error: Exception) -> NoReturn:
-    """End this process over bad input: one sentence on stderr, exit code 2."""
-    print(f"error: {_one_line(error)}", file=sys.stderr)
-    sys.exit(2)
+    @property
+    def evaluation_dir(self) -> Path:
+        return Path(self.eval.output or Path(self.eval.checkpoint or "") / "evaluation")
 
 
 def check(cfg: Config) -> None:
@@ -401,13 +368,7 @@ def difference(old: Config, new: Config, ignore: tuple[str, ...] = ("parallel", 
     return list(walk(old, new, ""))
 
 
-def _one_line(error: Exception) -> str:
-    """First line of an error's text, the rest being Hydra's and OmegaConf's advice for programmers."""
-    text = str(error).strip()
-    if isinstance(error, InputError):
-        return text
-    cause = str(error.__cause__).strip() if error.__cause__ else ""
-    lines = [line.strip() for line in (text + "\n" + cause).splitlines() if line.strip()]
-    key = next((m.group(1) for line in lines if (m := re.match(r"full_key: (\S+)", line))), None)
-    first = ", ".join(dict.fromkeys(lines[:2] if text.startswith("Could not override") else lines[:1]))
-    return f"{first} (at {key})" if key else first
+def digest(cfg: Config, ignore: tuple[str, ...]) -> str:
+    """Tells a configuration from any other; what `ignore` names of Config's fields makes no difference."""
+    told = {name: value for name, value in asdict(cfg).items() if name not in ignore}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

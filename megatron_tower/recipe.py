@@ -6,28 +6,36 @@ Preference pairs are sampled from the stage before the phase that learns from th
     python -m megatron_tower.recipe recipe=demo model=tiny_qwen2 parallel=tp2
 
 Each step is a command that can be typed by hand; it is printed before it runs, and does nothing where its work is done
-already, so a second run goes on where the first one stopped. Leaves out: Slurm (a chain of the same steps as jobs).
+already, so a second run goes on where the first one stopped. Leaves out: the same steps as jobs (`megatron_tower.launch`).
 """
 
+import multiprocessing
+import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from megatron_tower.config import Config, InputError, check_phase, entry_point, load
-from megatron_tower.runtime import processes
+from megatron_tower.command import entry_point, load, own_words
+from megatron_tower.config import Config, InputError, check_phase
+from megatron_tower.runtime import processes, run_dir
+from megatron_tower.runtime.job import EVALUATE, TRAIN
 
 
 @dataclass(frozen=True)
 class Step:
-    """`python -m <module> <words>`, done when it exits with 0 and has left what it is to leave."""
+    """`python -m <module> <words>`, done when it exits with 0 and has left what it is to leave; `cfg` is what it runs with.
+
+    after: titles of the steps whose work it needs.
+    """
 
     title: str
     module: str
     words: list[str]
+    cfg: Config
+    after: list[str]
     leaves: Path | None = None
 
     @property
@@ -46,37 +54,68 @@ def phase_words(cfg: Config, phase: str, words: list[str]) -> list[str]:
     return [f"recipe={cfg.recipe.name}", f"phase={phase}", *cfg.recipe.overrides.get(phase, []), *words]
 
 
+def train(cfg: Config, words: list[str], after: list[str]) -> Step:
+    """The training of `cfg.phase`."""
+    return Step(f"train {cfg.phase.name}", TRAIN, words, cfg, after, cfg.phase_dir / "finished.json")
+
+
+def checked(words: list[str]) -> Config:
+    """The configuration of one phase; raises InputError when it can't run, or its directory was made with another one."""
+    cfg = load(words)
+    check_phase(cfg)
+    run_dir.check(cfg)
+    return cfg
+
+
 def steps(cfg: Config, words: list[str]) -> list[Step]:
-    """Every step in order. `words` are the user's; raises InputError for a phase that can't run as configured."""
+    """Every step in an order that can be run. `words` are the user's; raises InputError for a phase that can't run as configured."""
+    if not cfg.recipe.phases:
+        raise InputError(f"recipe={cfg.recipe.name} names no phases: list them under recipe.phases")
+    if cfg.eval.output:
+        raise InputError(f"eval.output={cfg.eval.output} would take the scores of every phase: leave it out of a recipe")
     run = Path(cfg.run_dir)
+
+    def evaluate(stage: str, after: str) -> Step:
+        subject, scores = str(run / stage), run / stage / "evaluation" / "scores.json"
+        on_it = replace(cfg, eval=replace(cfg.eval, checkpoint=subject))
+        return Step(f"evaluate {stage}", EVALUATE, [*words, f"eval.checkpoint={subject}"], on_it, [after], scores)
+
     plan = [
-        Step("data", "tools.prepare_data", words),
-        Step("base model", "tools.init_model", words),
-        Step("evaluate base", "evaluation.run", [*words, f"eval.checkpoint={run / 'base'}"]),
+        Step("data", "tools.prepare_data", words, cfg, [], Path(cfg.data.folder) / "manifest.json"),
+        Step("base model", "tools.init_model", words, cfg, ["data"], run / "base" / "config.json"),
+        evaluate("base", "base model"),
     ]
-    for phase in cfg.recipe.phases:
-        in_phase = phase_words(cfg, phase, words)
-        checked = load(in_phase)
-        check_phase(checked)
-        if checked.phase.dataset == "preferences":
-            plan.append(Step("preference pairs", "tools.build_pairs", in_phase, Path(checked.phase.file)))
-        plan.append(Step(f"train {phase}", "megatron_tower.train", in_phase, run / phase / "finished.json"))
-        plan.append(Step(f"evaluate {phase}", "evaluation.run", [*words, f"eval.checkpoint={run / phase}"]))
-    last = run / cfg.recipe.phases[-1]
-    plan.append(Step("export", "tools.convert_megatron_to_hf", ["--checkpoint", str(last), "--output", str(run / "hf")]))
-    plan.append(Step("report", "evaluation.report", words))
+    before = "base model"
+    for in_phase, phase in _phases(cfg, words):
+        if phase.phase.dataset == "preferences":
+            plan.append(Step("preference pairs", "tools.build_pairs", in_phase, phase, [before], Path(phase.phase.file)))
+            before = "preference pairs"
+        plan.append(train(phase, in_phase, [before]))
+        before = plan[-1].title
+        plan.append(evaluate(phase.phase.name, before))
+    exported = ["--checkpoint", str(run / cfg.recipe.phases[-1]), "--output", str(run / "hf")]
+    plan.append(Step("export", "tools.convert_megatron_to_hf", exported, cfg, [before], run / "hf" / "config.json"))
+    evaluations = [step.title for step in plan if step.module == EVALUATE]
+    plan.append(Step("report", "evaluation.report", words, cfg, evaluations, run / "report.html"))
     if cfg.recipe.sentence:
-        to = ["--to", cfg.recipe.sentence_locale, cfg.recipe.sentence]
-        plan.append(Step("translate", "megatron_tower.translate", ["--checkpoint", str(run / "hf"), *to]))
+        sentence = ["--checkpoint", str(run / "hf"), "--to", cfg.recipe.sentence_locale, cfg.recipe.sentence]
+        plan.append(Step("translate", "megatron_tower.translate", sentence, cfg, ["export"]))
     return plan
+
+
+def _phases(cfg: Config, words: list[str]) -> list[tuple[list[str], Config]]:
+    """Words and configuration of each phase; each is composed in a process of its own, for it takes a third of a second."""
+    of_phases = [phase_words(cfg, phase, words) for phase in cfg.recipe.phases]
+    with multiprocessing.get_context("fork").Pool(min(len(of_phases), os.cpu_count() or 1)) as pool:
+        return list(zip(of_phases, pool.map(checked, of_phases), strict=True))
 
 
 @entry_point
 def main(cfg: Config) -> None:
-    if not cfg.recipe.phases:
-        raise InputError(f"recipe={cfg.recipe.name} names no phases: list them under recipe.phases")
+    if cfg.cluster.launcher != "local":
+        raise InputError(f"cluster={cfg.cluster.name} runs in jobs: python -m megatron_tower.launch submits them; cluster=local runs here")
     console = Console(highlight=False)
-    plan = steps(cfg, list(HydraConfig.get().overrides.task))
+    plan = steps(cfg, own_words())
     start = time.monotonic()
     for number, step in enumerate(plan, 1):
         console.rule(f"[bold]{number}/{len(plan)} {step.title}[/]", align="left")

@@ -4,7 +4,8 @@
     python -m megatron_tower.train phase=sft model=tiny_gemma2 run_dir=runs/mine parallel=tp2      # starts its two ranks itself
 
 The same command goes on where an interrupted run stopped. SIGTERM, SIGUSR2 and Ctrl-C save a checkpoint and end with exit code 0; a phase
-is done when its directory holds finished.json. Leaves out: several phases in a row (`megatron_tower.recipe`), Slurm.
+is done when its directory holds finished.json. In a Slurm job the ranks are tasks of one srun (`runtime/job.py`). Leaves out: several
+phases in a row (`megatron_tower.recipe`), submitting (`megatron_tower.launch`).
 """
 
 import math
@@ -12,9 +13,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_tower.config import Config, check_phase, entry_point
-from megatron_tower.runtime import cpu, distributed, progress, run_dir
-from megatron_tower.runtime.local import relaunch_if_needed
+from megatron_tower.command import entry_point
+from megatron_tower.config import Config, check_phase
+from megatron_tower.runtime import run_dir
+from megatron_tower.runtime.job import TRAIN, supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,15 +34,23 @@ def main(cfg: Config) -> None:
     if run_dir.is_finished(cfg.phase_dir):
         print(f"{cfg.phase_dir} is finished")
         return
+    if supervised(cfg, TRAIN):
+        return
+    from megatron_tower.runtime import cpu, distributed
+    from megatron_tower.runtime.local import relaunch_if_needed
+
     cpu.install()
+    if distributed.place().world_size > 1:  # first of all, so that a node that is missing or lacks something is named as such
+        distributed.join(cfg.cluster, (Path(cfg.run_dir).parent, Path(cfg.phase.start_from)))
     start = check_inputs(cfg)
-    if not relaunch_if_needed(cfg, "megatron_tower.train"):
+    if not relaunch_if_needed(cfg, TRAIN):
         train(cfg, start)
 
 
 def check_inputs(cfg: Config) -> "Path | Checkpoint":
     """Where the weights come from: the phase's own checkpoint, else `phase.start_from`. InputError when anything is missing or broken."""
     from megatron_tower.data import manifest
+    from megatron_tower.runtime import distributed, progress
     from megatron_tower.training import checkpoint
 
     progress.check(cfg)
@@ -57,20 +67,28 @@ def check_inputs(cfg: Config) -> "Path | Checkpoint":
 def train(cfg: Config, start: "Path | Checkpoint") -> None:
     """Train the phase from `start`, as one of its `parallel.world_size` ranks."""
     from megatron_tower.data import manifest
-    from megatron_tower.runtime.signals import StopSignal
+    from megatron_tower.runtime import distributed, watchdog
+    from megatron_tower.runtime.stop import StopSignal
 
-    distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
-    stop = StopSignal()
+    distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster, (Path(cfg.run_dir).parent,))
+    stop = StopSignal(Path(cfg.run_dir) / "triggers")
+    if end := stop.agreed().end:
+        distributed.shutdown()
+        if distributed.is_rank_zero():
+            print(f"{end}: {cfg.phase.name} did not begin", flush=True)
+        return
+    watchdog.arm(cfg.cluster.hang_seconds)
     trainer = build(cfg, start)
     if distributed.is_rank_zero():
         run_dir.open_phase(cfg, trainer.state.step)
         shutil.copytree(Path(cfg.data.folder) / "tokenizer", cfg.phase_dir / "tokenizer", dirs_exist_ok=True)
         shutil.copyfile(Path(cfg.data.folder) / manifest.NAME, cfg.phase_dir / run_dir.DATA)
         print(f"{cfg.phase.name}: steps {trainer.state.step + 1} to {trainer.steps}, from {getattr(start, 'path', start)}", flush=True)
-    signal = trainer.run(stop)
+    end = trainer.run(stop)
+    watchdog.disarm()
     distributed.shutdown()
-    if signal and distributed.is_rank_zero():
-        print(f"{signal}: saved at step {trainer.state.step} of {trainer.steps}; the same command goes on from there", flush=True)
+    if end and distributed.is_rank_zero():
+        print(f"{end}: saved at step {trainer.state.step} of {trainer.steps}; the same command goes on from there", flush=True)
     elif distributed.is_rank_zero():
         if cfg.phase.export:
             export(cfg.phase_dir)
@@ -109,7 +127,7 @@ def _chunks(cfg: Config) -> list["Decoder"]:
     """This rank's part of the model, weights at random."""
     from megatron_tower.models.build import build_chunks
 
-    return build_chunks(cfg.model, cfg.parallel, cfg.precision, recompute=cfg.phase.recompute)
+    return build_chunks(cfg.model, cfg.parallel, cfg.precision)
 
 
 def _weights(cfg: Config, start: "Path | Checkpoint") -> list["Decoder"]:

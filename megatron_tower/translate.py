@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_tower.config import ClusterConfig, InputError, ParallelConfig, PrecisionConfig, refuse
+from megatron_tower.command import refuse
+from megatron_tower.config import ClusterConfig, InputError, ParallelConfig, PrecisionConfig
 from megatron_tower.data.locales import find
 
 

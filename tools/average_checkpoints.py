@@ -12,22 +12,23 @@ quantised weights with separate scales.
 
 import argparse
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from megatron_tower.config import InputError, ModelConfig, refuse
-from megatron_tower.data.tokenizer import TRAVELS
-from megatron_tower.models.folder import Folder, Form, check_tensors
-from megatron_tower.models.hf import model_config
+from megatron_tower.command import refuse
+from megatron_tower.config import InputError, ModelConfig
+from megatron_tower.data.tokenizer import carry
+from megatron_tower.models.folder import Form, word
+from megatron_tower.models.hf import open_model
 from megatron_tower.models.mapping import differences
 from megatron_tower.runtime.resumable import Plan, describe, produce
 from megatron_tower.training import checkpoint
 from megatron_tower.training.checkpoint import Checkpoint
-from megatron_tower.training.convert import CheckpointSource, Source, folder_plan, hf_plan, ordered_weights, word
+from megatron_tower.training.convert import CheckpointSource, Source, beside_weights, folder_plan
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,12 @@ def average_plan(names: Sequence[str], weights: Sequence[float], output: Path) -
         _check_alike(first, other)
     key = {"inputs": " ".join(one.key for one in inputs), "weights": " ".join(map(str, weights))}
     sums = {file: sum for one in inputs for file, sum in one.sums.items()}
-    return folder_plan(Average([one.source for one in inputs], weights), output, key, _beside(first, output), sums=sums)
+    return folder_plan(Average([one.source for one in inputs], weights), output, key, _beside(first), sums=sums)
 
 
-def _beside(first: Input, output: Path) -> Callable[[Path], None]:
+def _beside(first: Input) -> Callable[[Path], None]:
     """What puts config and tokenizer into the output: those of a Hugging Face folder, or of a checkpoint's export."""
-    if isinstance(first.source, CheckpointSource):
-        export = hf_plan(first.path, output, None)
-        return lambda partial: export.finish(partial, {})
-
-    def copy(partial: Path) -> None:
-        for name in TRAVELS:
-            if (first.path / name).is_file():
-                shutil.copyfile(first.path / name, partial / name)
-
-    return copy
+    return beside_weights(first.source) if isinstance(first.source, CheckpointSource) else partial(carry, first.path)
 
 
 def _named(name: str) -> Iterator[Checkpoint | Path]:
@@ -112,9 +104,7 @@ def _open(found: Checkpoint | Path) -> Input:
     if isinstance(found, Checkpoint):
         source = CheckpointSource(found)
         return Input(found.path, found.model, source, checkpoint.fingerprint(found), source.sums)
-    model = model_config(found)
-    shapes = {name: shape for weight in ordered_weights(model) for name, shape in weight.shapes(model).items()}
-    folder = check_tensors(Folder.open(found), shapes)
+    folder, model = open_model(found)
     return Input(found, model, folder, folder.fingerprint(), folder.recorded())
 
 

@@ -8,6 +8,8 @@ Run:  python -m tools.bench cpu [--json runs/bench.json]
       python -m tools.bench rl                                    # WPO beside SFT, the seconds of GRPO (bench_rl.py)
       python -m tools.bench convert --scratch /scratch            # conversion beside cp (bench_convert.py)
       GOMP_SPINCOUNT=20000 python -m tools.bench save             # what a checkpoint costs training (bench_save.py)
+      python -m tools.bench attention                             # the attention back ends of this machine (bench_attention.py)
+      python -m tools.bench gpu                                   # whole steps at real sizes, sampling: one card (bench_gpu.py)
 """
 
 import argparse
@@ -27,10 +29,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from megatron_tower.config import Config, InputError, load
+from megatron_tower.command import load
+from megatron_tower.config import Config, InputError
 from megatron_tower.data.batch import Batch
 from megatron_tower.runtime import cpu, distributed
-from tools import bench_convert, bench_rl, bench_save
+from tools import bench_convert, bench_gpu, bench_rl, bench_save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,8 +101,8 @@ def configure(family: str, shape: dict[str, int], work: Work) -> Config:
 
 def compare(family: str, size: str, shape: dict[str, int], work: Work) -> Iterator[Result]:
     """Training and decoding of one family at one size. Raises RuntimeError when the two sides do not compute the same."""
+    from megatron_tower.plan import parameters
     from megatron_tower.training.rounds import RowSource
-    from megatron_tower.training.throughput import parameters
     from megatron_tower.training.trainer import Trainer
 
     cfg, make, theirs = _sides(configure(family, shape, work))
@@ -282,6 +285,30 @@ def bench_saving(options: argparse.Namespace) -> None:
     distributed.shutdown()
 
 
+def bench_attentions(options: argparse.Namespace) -> None:
+    """The table of bench_attention.py: on the GPU where there is one."""
+    cpu.install()
+    from tools import bench_attention  # megatron-core comes after the bridge
+
+    on_gpu = torch.cuda.is_available()
+    where, steps = (bench_attention.card(), 20) if on_gpu else (machine(), 1)
+    ceiling = bench_attention.ceiling(8192 if on_gpu else 512, steps)
+    said = f"{where}; {ceiling:,.3g} TFLOP/s in a square matrix product"
+    print(said, bench_attention.HEAD, sep="\n\n", flush=True)
+    rows, left_out = [], []
+    for name, shape in bench_attention.SHAPES.items():
+        for found in bench_attention.compare(name, shape, options.tokens, options.turns, steps):
+            if isinstance(found, str):
+                left_out.append(found)
+            else:
+                print(bench_attention.line(found, ceiling), flush=True)
+                rows.append(asdict(found))
+    print("", *left_out, sep="\n")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"machine": said, "results": rows, "left_out": left_out}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Speed beside transformers, measured in one run.")
     commands = parser.add_subparsers(required=True)
@@ -305,6 +332,18 @@ def main() -> None:
     of_save.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     of_save.add_argument("--turns", type=int, default=Work.turns, help="of each way (default: %(default)s)")
     of_save.set_defaults(run=bench_saving)
+    of_attention = commands.add_parser("attention", help="one layer's attention on every back end that is installed")
+    of_attention.add_argument("--tokens", type=int, default=8192, help="of a packed row, a multiple of 32 (default: %(default)s)")
+    of_attention.add_argument("--turns", type=int, default=Work.turns, help="of each back end (default: %(default)s)")
+    of_attention.add_argument("--json", type=Path, help="also write the results there")
+    of_attention.set_defaults(run=bench_attentions)
+    of_gpu = commands.add_parser("gpu", help="training steps at real sizes and sampling on one card")
+    of_gpu.add_argument("--only", nargs="+", metavar="MODEL", help="of conf/model")
+    of_gpu.add_argument("--turns", type=int, default=2, help="of each side (default: %(default)s)")
+    of_gpu.add_argument("--steps", type=int, default=5, help="that a turn is timed for (default: %(default)s)")
+    of_gpu.add_argument("--json", type=Path, help="also write the results there")
+    of_gpu.add_argument("--markdown", type=Path, help="also write the tables there")
+    of_gpu.set_defaults(run=bench_gpu.run)
     options = parser.parse_args()
     try:
         options.run(options)

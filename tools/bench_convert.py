@@ -20,7 +20,7 @@ import torch
 
 from megatron_tower.config import ModelConfig
 from megatron_tower.models.families import family_of
-from megatron_tower.models.folder import SHARD, Folder, Form, header, index, raw, shards
+from megatron_tower.models.folder import SHARD, Folder, Form, header, index, raw, same, shards
 
 BLOCK = 1 << 24  # numbers that all tensors are cut from, each from another place on
 OVERHEAD = 500e6  # bytes that a conversion may take besides twice the largest tensor
@@ -99,18 +99,13 @@ def _size(model: ModelConfig) -> int:
 
 
 def _forms(model: ModelConfig) -> dict[str, Form]:
-    weights = family_of(model.family).all_weights(model)
-    return {name: Form(shape, torch.bfloat16) for weight in weights for name, shape in weight.shapes(model).items()}
+    return {name: Form(shape, torch.bfloat16) for name, shape in family_of(model.family).shapes(model).items()}
 
 
 def _differing(one: Folder, other: Folder) -> list[str]:
     """Names of tensors that are not the same, or in one folder only."""
     names = sorted(one.tensors.keys() ^ other.tensors.keys())
-    for name in one.tensors.keys() & other.tensors.keys():
-        blocks = (slice(start, start + 4096) for start in range(0, one.tensors[name].shape[0], 4096))
-        if any(raw(one.read(name, rows)) != raw(other.read(name, rows)) for rows in blocks):
-            names.append(name)
-    return names
+    return names + [name for name in one.tensors.keys() & other.tensors.keys() if not same(one, name, other, name)]
 
 
 def _timed(command: Sequence[str], then_sync: Path | None = None) -> Timed:

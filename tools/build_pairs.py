@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_tower.config import Config, InputError, PairsConfig, entry_point
+from megatron_tower.command import entry_point
+from megatron_tower.config import Config, InputError, PairsConfig
 from megatron_tower.data import prompts
 from megatron_tower.data.preferences import Preference
 from megatron_tower.data.prompts import Item
 from megatron_tower.data.sources import sha256
 from megatron_tower.rollout import pairs, scorers
-from megatron_tower.runtime import cpu
+from megatron_tower.runtime.job import supervised
 from megatron_tower.runtime.run_dir import write_text
 
 if TYPE_CHECKING:
@@ -72,9 +73,12 @@ class Plan:
 
 @entry_point
 def main(cfg: Config) -> None:
-    cpu.install()
+    if supervised(cfg, "tools.build_pairs"):
+        return
+    from megatron_tower.runtime import cpu
     from megatron_tower.runtime.local import relaunch_if_needed
 
+    cpu.install()
     plan = check(cfg)
     if plan.is_done():
         print(f"{plan.output} is there already, made with the same settings")

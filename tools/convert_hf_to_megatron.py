@@ -10,7 +10,8 @@ finished files are kept. Leaves out: pickled and quantised weights.
 import argparse
 from pathlib import Path
 
-from megatron_tower.config import InputError, refuse
+from megatron_tower.command import refuse
+from megatron_tower.config import InputError
 from megatron_tower.runtime.resumable import describe, produce
 from megatron_tower.training.convert import megatron_plan
 

@@ -9,7 +9,8 @@ What was trained here gets a model card too. Run again after a kill: finished fi
 import argparse
 from pathlib import Path
 
-from megatron_tower.config import InputError, refuse
+from megatron_tower.command import refuse
+from megatron_tower.config import InputError
 from megatron_tower.runtime.resumable import describe, produce
 from megatron_tower.training import card, checkpoint
 from megatron_tower.training.convert import hf_plan

@@ -5,7 +5,8 @@ python -m tools.init_model model=tiny_gemma2
 
 from pathlib import Path
 
-from megatron_tower.config import Config, InputError, entry_point
+from megatron_tower.command import entry_point
+from megatron_tower.config import Config, InputError
 
 
 @entry_point

@@ -19,10 +19,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from megatron_tower.config import InputError, ModelConfig, refuse
+from megatron_tower.command import refuse
+from megatron_tower.config import InputError, ModelConfig
 from megatron_tower.data import manifest as data_manifest
 from megatron_tower.data.sources import sha256
-from megatron_tower.models.folder import Folder, Form
+from megatron_tower.models.folder import Folder, Form, word
 from megatron_tower.models.hf import model_config
 from megatron_tower.runtime import run_dir
 from megatron_tower.training import checkpoint
@@ -102,7 +103,7 @@ def groups(tensors: dict[str, Form]) -> list[dict]:
     sizes: Counter = Counter()
     for name, form in tensors.items():
         kind = ".".join(name.split(".")[:2]) if name.startswith(OPTIMIZER) else "weights"
-        key = (kind, str(form.dtype).removeprefix("torch."))
+        key = (kind, word(form.dtype))
         counts[key] += 1
         numbers[key] += math.prod(form.shape)
         sizes[key] += form.nbytes
@@ -113,7 +114,7 @@ def as_json(findings: Findings, tensors: bool) -> str:
     told = {"path": str(findings.path), "kind": findings.kind, "model": asdict(findings.model), **findings.facts}
     told |= {"contents": groups(findings.tensors), "whole": not findings.problems, "checksums": findings.state}
     if tensors:
-        told["tensors"] = {n: {"shape": list(f.shape), "dtype": str(f.dtype).removeprefix("torch.")} for n, f in findings.tensors.items()}
+        told["tensors"] = {n: {"shape": list(f.shape), "dtype": word(f.dtype)} for n, f in findings.tensors.items()}
     return json.dumps(told, indent=1)
 
 
@@ -138,7 +139,7 @@ def show(findings: Findings, tensors: bool) -> None:
     if tensors:
         listed = Table("tensor", "dtype", "shape")
         for name, form in findings.tensors.items():
-            listed.add_row(name, str(form.dtype).removeprefix("torch."), " x ".join(map(str, form.shape)))
+            listed.add_row(name, word(form.dtype), " x ".join(map(str, form.shape)))
         console.print(listed)
 
 
@@ -148,7 +149,7 @@ def _said(value: object) -> str:
         sources = ", ".join(f"{s['name']} {s['version']} ({s['licence']})" for s in value.get("sources", []))
         return "; ".join(filter(None, (value["sha256"][:16], sources, value.get("changed"))))
     if isinstance(value, dict):  # a layout
-        return ", ".join(f"{name} {n}" for name, n in value.items() if n is True or (isinstance(n, int) and n > 1)) or "one rank"
+        return checkpoint.degrees(value) or "one rank"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -3,7 +3,8 @@
 Run:  python -m tools.prepare_data data=catalogues model=tiny_gemma2
 """
 
-from megatron_tower.config import Config, entry_point
+from megatron_tower.command import entry_point
+from megatron_tower.config import Config
 from megatron_tower.data.prepare import prepare
 from megatron_tower.runtime import cpu
 

@@ -27,19 +27,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from megatron_tower.config import CONF, ClusterConfig, Config, InputError, ModelConfig, ParallelConfig, refuse
+from megatron_tower.command import refuse
+from megatron_tower.config import CONF, ClusterConfig, Config, InputError, ModelConfig, ParallelConfig
 from megatron_tower.config import check as check_config
 from megatron_tower.data import tokenizer
-from megatron_tower.models.folder import Folder, check_tensors
-from megatron_tower.models.hf import model_config
+from megatron_tower.models.folder import Folder
+from megatron_tower.models.hf import open_model
 from megatron_tower.models.mapping import differences
+from megatron_tower.plan import parameters
 from megatron_tower.runtime import cpu, distributed
 from megatron_tower.runtime.local import run_ranks
 from megatron_tower.runtime.run_dir import write_text
 from megatron_tower.training import checkpoint
 from megatron_tower.training.checkpoint import Checkpoint
-from megatron_tower.training.convert import ordered_weights
-from megatron_tower.training.throughput import parameters
 from megatron_tower.training.verify import FP32, Difference, Part, Work
 
 TEXTS = (
@@ -116,12 +116,11 @@ class Report:
 
 def verify(hf: Path, path: Path, names: list[str], tolerance: float, by_layer: bool) -> Report:
     """Compare, and write the report beside the checkpoint. `names`: files of conf/parallel. InputError for what can't be compared."""
-    folder, start, model = Folder.open(hf), checkpoint.find(path), model_config(hf)
+    (folder, model), start = open_model(hf), checkpoint.find(path)
     if start is None:
         raise InputError(
             f"--checkpoint {path} holds no checkpoint: name a converted folder, a run, a phase of it or one of its checkpoints"
         )
-    check_tensors(folder, {name: shape for weight in ordered_weights(model) for name, shape in weight.shapes(model).items()})
     _refuse_another_model(hf, model, start)
     layouts = [layout(name, start.model) for name in names]
     prompts = dict(_prompts(hf, model))

@@ -14,7 +14,7 @@ class Batch:
     tokens, labels, position_ids: [batch, seq] int64; `labels[b, t]` is the token after `tokens[b, t]`.
     loss_mask: [batch, seq] float32, 1 where the label counts.
     cu_seqlens: [segments + 1] int32 or None. Boundaries of independent sequences in the rows laid end to end
-        (0 first, batch * seq last): attention never crosses one. None: each row is one causal sequence.
+        (0 first, batch * seq last): attention never crosses one. None: each row is one causal sequence. Stays on the CPU.
     """
 
     tokens: Tensor
@@ -36,7 +36,8 @@ class Batch:
         return Batch(**joined, cu_seqlens=torch.cat(cuts))
 
     def to(self, device: torch.device) -> "Batch":
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        """On `device`, but for the boundaries: the host reads them, and would have to wait for a GPU to do so."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor) and f.name != "cu_seqlens"}
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
 

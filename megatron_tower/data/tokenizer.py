@@ -60,14 +60,19 @@ def train(texts: Iterable[str], family: str, vocab_size: int, folder: Path) -> "
 def copy(source: Path, family: str, folder: Path) -> "PreTrainedTokenizerFast":
     """All of a real family's folder but the weights, given the family's chat template where the base model's tokenizer has none."""
     folder.mkdir(parents=True)
-    for name in TRAVELS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    carry(source, folder)
     tokenizer = load(folder)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = chat.template(tokenizer, family)
         tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def carry(source: Path, folder: Path) -> None:
+    """Copy what travels with weights, as far as it is there."""
+    for name in TRAVELS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def load(folder: Path) -> "PreTrainedTokenizerFast":

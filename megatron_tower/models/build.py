@@ -1,40 +1,39 @@
 """A decoder on megatron-core's GPTModel, from our configs.
 
-    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision, recompute=cfg.phase.recompute)   # after runtime.distributed.initialize
+    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision)   # after runtime.distributed.initialize
     load_hf(chunks, cfg.model, folder)
 
 What GPTModel lacks is in `Decoder`: scaled embeddings and the soft-cap on logits (Gemma 2), scaled RoPE (Llama 3), any vocabulary.
-Leaves out: fused kernels (activation, RoPE, cross entropy, gradient accumulation), context parallelism.
+Leaves out: context parallelism. Kernels of Transformer Engine: models/kernels.py.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_tower.config import InputError, ModelConfig, ParallelConfig, PrecisionConfig
-from megatron_tower.models import rope
+from megatron_tower.models import kernels, rope
 from megatron_tower.models.families import family_of
+from megatron_tower.models.head import Head, finished
 from megatron_tower.models.layer import layer_spec
 from megatron_tower.models.mapping import EMBEDDING, HEAD, padded
 from megatron_tower.models.norm import RMSNorm
-from megatron_tower.models.softcap import softcap
 from megatron_tower.runtime.distributed import device
-
-NEVER = -1e9  # the logit of what is no token: its probability is exactly 0, and at any temperature finite
 
 
 class Decoder(GPTModel):
     """GPTModel of one of our families: embeddings may be scaled, logits soft-capped, RoPE scaled, the vocabulary of any size.
 
     forward(tokens [batch, seq], position_ids, attention_mask=None, packed_seq_params=None, inference_context=None) returns, on the last
-    pipeline stage, logits [batch, seq, padded vocab / tensor-parallel], elsewhere hidden states [seq, batch, hidden]. The padding's logits
-    are NEVER, its rows are zero and get no gradient: softmax, sampling and the optimizer do as if it were not there.
+    pipeline stage, logits [batch, seq, padded vocab / tensor-parallel], elsewhere hidden states [seq, batch, hidden]. With `labels`, whose
+    values it leaves to the objective, the last stage returns a `Head`, from which these have their log-probabilities without the logits.
+    The padding's logits are NEVER, its rows are zero and get no gradient: softmax, sampling and the optimizer do as if it were not there.
     """
 
     def __init__(self, config: TransformerConfig, layers: TransformerBlockSubmodules, model: ModelConfig, **kwargs: object):
@@ -50,6 +49,7 @@ class Decoder(GPTModel):
         )
         self.rotary_pos_emb.inv_freq = rope.frequencies(model).to(self.rotary_pos_emb.inv_freq.device)
         self.final_softcap = model.final_softcap
+        self.fp8 = config.fp8
         if family_of(model.family).scaled_embedding and self.pre_process:
             rounded = torch.tensor(math.sqrt(model.hidden_size), dtype=config.params_dtype).item()  # as HF rounds it
             self.embedding.register_forward_hook(lambda module, inputs, output: output * rounded)
@@ -59,33 +59,42 @@ class Decoder(GPTModel):
             if name in (EMBEDDING.megatron, HEAD.megatron):
                 weight.data[self.own_tokens :] = 0.0
 
+    def train(self, mode: bool = True) -> "Decoder":
+        """FP8 is for training: in evaluation mode (generation, verification, a frozen reference) the same weights compute in bf16,
+        for FP8 takes no batch whose tokens are not a multiple of 8, and no noise is wanted there.
+        """
+        self.config.fp8 = self.fp8 if mode else None
+        return super().train(mode)
+
     def _postprocess(
         self,
         hidden_states: Tensor,
         inference_context: object = None,
-        **_: object,  # labels, losses and multi-token prediction: objectives see to them
-    ) -> Tensor:
+        labels: Tensor | None = None,
+        **_: object,  # losses and multi-token prediction: objectives see to them
+    ) -> Tensor | Head:
         if not self.post_process:
             return hidden_states
+        tied = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        if labels is not None:
+            layer = self.output_layer
+            for gathered in layer._forward_pre_hooks.values():  # DDP's, which waits for weights of which each rank has updated a part
+                gathered(layer, (hidden_states,))
+            weight = layer.weight if tied is None else tied
+            return Head(hidden_states, weight, self.final_softcap, self.own_tokens, self.pg_collection.tp, layer.sequence_parallel)
         if inference_context is not None and not self.training and inference_context.materialize_only_last_token_logits:
             hidden_states = hidden_states[-1:]
-        tied = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden_states, weight=tied)
-        if self.final_softcap is not None:
-            logits = softcap(logits, self.final_softcap)
-        if padding := logits.shape[-1] - self.own_tokens:
-            logits = F.pad(logits[..., : self.own_tokens], (0, padding), value=NEVER)
-        return logits.transpose(0, 1)
+        return finished(logits, self.final_softcap, self.own_tokens).transpose(0, 1)
 
 
-def build_chunks(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, *, recompute: str = "none") -> list[Decoder]:
+def build_chunks(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> list[Decoder]:
     """This rank's part of the model: one chunk, or `virtual_pipeline` chunks."""
     return [
         build_model(
             model,
             parallel,
             precision,
-            recompute=recompute,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
             vp_stage=stage,
@@ -99,15 +108,14 @@ def build_model(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
     *,
-    recompute: str = "none",
     pre_process: bool = True,
     post_process: bool = True,
     vp_stage: int | None = None,
 ) -> Decoder:
     """One pipeline stage with random weights, on this rank's device. `pre_process`: it has the embedding; `post_process`: the head."""
     family = family_of(model.family)
-    config = transformer_config(model, parallel, precision, recompute)
-    layers = [layer_spec(model, family, transformer_engine=precision.fp8 is not None)] * get_num_layers_to_build(config, vp_stage)
+    config = transformer_config(model, parallel, precision)
+    layers = [layer_spec(model, family, fused=config.transformer_impl == "transformer_engine")] * get_num_layers_to_build(config, vp_stage)
     return Decoder(
         config,
         TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
@@ -118,17 +126,13 @@ def build_model(
     ).to(device())
 
 
-def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, recompute: str = "none"
-) -> TransformerConfig:
+def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
     """Megatron's view of our configs. InputError for a model that the family does not have, or that no back end can run."""
     family = family_of(model.family)
     family.to_hf(model)
     if parallel.context > 1:
         raise InputError(f"parallel.context={parallel.context}: attention is not split over a sequence yet, use parallel.context=1")
-    if model.attention_backend == "sdpa" and model.attention_softcap is not None:
-        raise InputError("model.attention_backend=sdpa has no soft-cap, which this model needs: use auto or eager")
-    dtype = getattr(torch, precision.params)
+    dtype, fused = getattr(torch, precision.params), kernels.transformer_engine(precision)
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -146,12 +150,16 @@ def transformer_config(
         add_qkv_bias=model.qkv_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        attention_backend=AttnBackend.fused,  # of TE's attention, where it is asked for: cuDNN's kernels or an error
         init_method_std=model.init_std,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         fp8="hybrid" if precision.fp8 else None,
         fp8_recipe=precision.fp8 or "delayed",
+        first_last_layers_bf16=precision.bf16_layers > 0,
+        num_layers_at_start_in_bf16=precision.bf16_layers,
+        num_layers_at_end_in_bf16=precision.bf16_layers,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
@@ -159,17 +167,21 @@ def transformer_config(
         cuda_graph_scope=[],
         calculate_per_token_loss=True,  # objectives return sums; the trainer divides once
         use_cpu_initialization=device().type == "cpu",
-        deterministic_mode=device().type == "cuda",  # on a CPU the default kernels are, and are faster
+        # Equal sums from run to run cost a sorted embedding gradient and TE's fused attention: worth it where fp32 proves something.
+        deterministic_mode=device().type == "cuda" and dtype == torch.float32,
+        transformer_impl="transformer_engine" if fused else "local",
+        apply_rope_fusion=fused,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        **RECOMPUTE[recompute],
+        **RECOMPUTE[parallel.recompute],
     )
 
 
 RECOMPUTE = {
     "none": {},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "mlp": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }

@@ -144,7 +144,7 @@ def check_tensors(folder: Folder, shapes: dict[str, tuple[int, ...]], tell: Call
         tell(f"{folder.path}: {min(frequencies)} and {len(frequencies) - 1} more like it are left out: the config says them too")
     left_out = set(frequencies)
     if HEAD in folder.tensors and HEAD not in shapes and EMBEDDING in folder.tensors:
-        if not _equal(folder, HEAD, EMBEDDING):
+        if not same(folder, HEAD, folder, EMBEDDING):
             raise InputError(
                 f"{folder.path}: {HEAD} differs from {EMBEDDING}, though config.json ties them: set tie_word_embeddings to false there"
             )
@@ -195,6 +195,21 @@ def index(files: dict[str, dict[str, Form]]) -> str:
     return json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n"
 
 
+def word(dtype: torch.dtype) -> str:
+    """A type as config.json names it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def same(folder: Folder, name: str, other: Folder, its: str) -> bool:
+    """Whether tensor `name` of one folder is tensor `its` of another, bit for bit; compared a block of rows at a time."""
+    a, b = folder.tensors[name], other.tensors[its]
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    step = max(1, BLOCK * a.shape[0] // a.nbytes)
+    blocks = (slice(start, start + step) for start in range(0, a.shape[0], step))
+    return all(torch.equal(_bytes(folder.read(name, rows)), _bytes(other.read(its, rows))) for rows in blocks)
+
+
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, not copied."""
     return memoryview(_bytes(tensor).numpy())
@@ -213,16 +228,6 @@ def _filled(file: FileIO, tensor: Tensor) -> Tensor:
             raise InputError(f"{file.name} became shorter while it was read: download it again")
         rest = rest[count:]
     return tensor
-
-
-def _equal(folder: Folder, one: str, other: str) -> bool:
-    """Whether two tensors are the same, compared a block of rows at a time."""
-    a, b = folder.tensors[one], folder.tensors[other]
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
-        return False
-    step = max(1, BLOCK * a.shape[0] // a.nbytes)
-    blocks = (slice(start, start + step) for start in range(0, a.shape[0], step))
-    return all(torch.equal(_bytes(folder.read(one, rows)), _bytes(folder.read(other, rows))) for rows in blocks)
 
 
 def _shards(path: Path) -> dict[Path, set[str] | None]:

@@ -7,6 +7,7 @@ from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 
 from megatron_tower.data.batch import Batch
+from megatron_tower.models.head import Head
 from megatron_tower.models.packing import pack
 
 
@@ -22,7 +23,16 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 
     `model`: a Decoder or what wraps it. RoPE counts positions from each sequence's start; `batch.position_ids` is not read.
     """
-    if batch.cu_seqlens is None:
-        return model(batch.tokens, None, None)
-    output = model(batch.tokens.reshape(1, -1), None, None, packed_seq_params=pack(batch.cu_seqlens))
+    output = _output(model, batch, None)
     return output.view(*batch.tokens.shape, -1) if get_attr_wrapped_model(model, "post_process") else output
+
+
+def forward_to_head(model: nn.Module, batch: Batch) -> Head | Tensor:
+    """As `forward`, but the last stage's `Head` in place of logits: for log-probabilities of `batch.labels`."""
+    return _output(model, batch, batch.labels)
+
+
+def _output(model: nn.Module, batch: Batch, labels: Tensor | None) -> Head | Tensor:
+    if batch.cu_seqlens is None:
+        return model(batch.tokens, None, None, labels=labels)
+    return model(batch.tokens.reshape(1, -1), None, None, labels=labels, packed_seq_params=pack(batch.cu_seqlens, batch.tokens.device))

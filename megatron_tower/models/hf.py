@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from megatron_tower.config import InputError, ModelConfig
 from megatron_tower.models.families import family_of
-from megatron_tower.models.folder import SINGLE, Folder, check_tensors
-from megatron_tower.models.mapping import Weight, differences, padded
+from megatron_tower.models.folder import SINGLE, Folder, check_tensors, word
+from megatron_tower.models.mapping import differences, padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,14 +44,21 @@ def model_config(folder: Path | str) -> ModelConfig:
     return model
 
 
+def open_model(folder: Path | str) -> tuple[Folder, ModelConfig]:
+    """A folder with just the tensors of its model, and that model; no tensor is read. InputError for what is damaged or doesn't fit."""
+    opened, model = Folder.open(folder), model_config(folder)
+    return check_tensors(opened, family_of(model.family).shapes(model)), model
+
+
 def load_hf(chunks: list[nn.Module], model: ModelConfig, folder: Path | str) -> None:
     """Fill this rank's part of the model from `folder`. Everything is checked first: InputError names the field or the tensor."""
     folder = Path(folder)
     apart = differences(model, model_config(folder))
     if apart:
         raise InputError(f"model={model.name} and {folder} differ: {'; '.join(apart)}: choose the model config of this folder")
-    weights = {weight.megatron: weight for weight in family_of(model.family).all_weights(model)}
-    stored = check_tensors(Folder.open(folder), _shapes(model, weights.values()))
+    family = family_of(model.family)
+    weights = {weight.megatron: weight for weight in family.all_weights(model)}
+    stored = check_tensors(Folder.open(folder), family.shapes(model))
     group = chunks[0].pg_collection.tp
     with torch.no_grad():
         for name, parameter in _parameters(chunks):
@@ -83,17 +90,12 @@ def random_hf(model: ModelConfig, folder: Path | str, tokenizer_folder: Path | s
     generator = torch.Generator().manual_seed(seed)
     neutral = 0.0 if family.zero_centered_norms else 1.0
     tensors = {}
-    for name, shape in _shapes(model, family.all_weights(model)).items():
+    for name, shape in family.shapes(model).items():
         if len(shape) == 1:
             tensors[name] = torch.full(shape, 0.0 if name.endswith("bias") else neutral)
         else:
             tensors[name] = torch.empty(shape).normal_(0.0, model.init_std, generator=generator)
     _write(folder, model, tensors, AutoTokenizer.from_pretrained(tokenizer_folder))
-
-
-def _shapes(model: ModelConfig, weights: Iterator[Weight]) -> dict[str, tuple[int, ...]]:
-    """HF name -> full shape of every tensor behind `weights`."""
-    return {name: shape for weight in weights for name, shape in weight.shapes(model).items()}
 
 
 def _share(shape: tuple[int, ...], shard: int | None, group: dist.ProcessGroup) -> dict[str, slice]:
@@ -163,7 +165,7 @@ def _refuse_occupied(folder: Path) -> None:
 def _write(folder: Path, model: ModelConfig, tensors: dict[str, Tensor], tokenizer: "PreTrainedTokenizerBase | None") -> None:
     """All files beside `folder` first, then renamed to it."""
     hf = family_of(model.family).to_hf(model)
-    hf |= {"torch_dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch."), "use_cache": True}
+    hf |= {"torch_dtype": word(next(iter(tensors.values())).dtype), "use_cache": True}
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

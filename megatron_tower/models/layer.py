@@ -6,6 +6,7 @@ linear whose output it norms; so it is sharded, checkpointed and recomputed with
 
 from functools import partial
 
+import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
@@ -17,6 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from torch import Tensor, nn
 
 from megatron_tower.config import ModelConfig
+from megatron_tower.models import kernels
 from megatron_tower.models.attention import CoreAttention
 from megatron_tower.models.decoding import CachingSelfAttention, DecodingLayer
 from megatron_tower.models.mapping import Family
@@ -40,13 +42,15 @@ class GatedMLP(MLP):
 
     def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
         gate_up, _ = self.linear_fc1(hidden_states)
+        if self.config.transformer_impl == "transformer_engine":
+            return self.linear_fc2(kernels.gated(gate_up, gelu=self.config.activation_func is not F.silu))
         gate, up = gate_up.chunk(2, dim=-1)
         return self.linear_fc2(self.config.activation_func(gate) * up)
 
 
-def layer_spec(model: ModelConfig, family: Family, transformer_engine: bool) -> ModuleSpec:
-    """The spec of every layer of `model`. `transformer_engine`: its linears instead of megatron-core's, for FP8."""
-    column, row = _linears(transformer_engine)
+def layer_spec(model: ModelConfig, family: Family, fused: bool) -> ModuleSpec:
+    """The spec of every layer of `model`. `fused`: of Transformer Engine's linears instead of megatron-core's."""
+    column, row = _linears(fused)
     if family.sandwich_norms:
         row = type(f"Normed{row.__name__}", (NormedOutput, row), {})
     attention = partial(
@@ -83,8 +87,8 @@ def _mlp_builder(column: type[nn.Module], row: type[nn.Module]) -> type[GatedMLP
     return Built
 
 
-def _linears(transformer_engine: bool) -> tuple[type[nn.Module], type[nn.Module]]:
-    if not transformer_engine:
+def _linears(fused: bool) -> tuple[type[nn.Module], type[nn.Module]]:
+    if not fused:
         return ColumnParallelLinear, RowParallelLinear
     from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear  # optional dependency
 

@@ -96,6 +96,10 @@ class Family:
         ours = {ours: hf[key] for key, ours in self.renamed.items()} | {"rope_scaling": rope.from_hf(hf)} | self.recover(hf)
         return ModelConfig(name=hf["model_type"], family=hf["model_type"], **ours)
 
+    def shapes(self, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """HF name -> full shape of every tensor of `model`."""
+        return {name: shape for weight in self.all_weights(model) for name, shape in weight.shapes(model).items()}
+
     def all_weights(self, model: ModelConfig) -> Iterator[Weight]:
         """Every Megatron parameter of `model` with the HF tensors behind it, layers in order; a tied head is the embedding's."""
         for weight in self.weights:

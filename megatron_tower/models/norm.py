@@ -2,14 +2,17 @@
 
     y = n * w,   n = x / sqrt(mean(x^2) + eps)        w = 1 + weight when the config says `layernorm_zero_centered_gamma` (Gemma)
 
-Computed in float32 whatever the dtype of the activations. CUDA has a fused kernel; on a CPU, where PyTorch goes through the tensor some
-twenty times, the gradient is written out:   dx = (g w - n mean(g w n)) / sqrt(mean(x^2) + eps),   dw = sum(g n).
+Computed in float32 whatever the dtype of the activations. On CUDA Transformer Engine does it in one pass where the config says so
+(models/kernels.py), else PyTorch; on a CPU, where PyTorch goes through the tensor some twenty times, the gradient is written out:
+   dx = (g w - n mean(g w n)) / sqrt(mean(x^2) + eps),   dw = sum(g n).
 Leaves out: LayerNorm, fusion with the neighbours.
 """
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+
+from megatron_tower.models import kernels
 
 
 class RMSNorm(nn.Module):
@@ -18,6 +21,7 @@ class RMSNorm(nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float):
         super().__init__()
         self.eps = eps
+        self.fused = config.transformer_impl == "transformer_engine"
         self.offset = 1.0 if config.layernorm_zero_centered_gamma else 0.0
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         self.weight = nn.Parameter(torch.full((hidden_size,), 1.0 - self.offset, dtype=config.params_dtype, device=device))
@@ -25,6 +29,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]"""
+        if self.fused:
+            return kernels.rms_norm(x, self.weight, self.eps, zero_centered=self.offset == 1.0)
         weight = self.weight.float() + self.offset
         if x.is_cuda or not torch.is_grad_enabled():
             return nn.functional.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)

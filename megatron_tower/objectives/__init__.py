@@ -1,4 +1,4 @@
-"""Objectives by the name that `phase.objective.name` gives: logits and a batch in, `LossTerms` out."""
+"""Objectives by the name that `phase.objective.name` gives: a model's `Head` or logits, and a batch in, `LossTerms` out."""
 
 from typing import Protocol
 
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from megatron_tower.config import PhaseConfig
 from megatron_tower.data.batch import Batch
+from megatron_tower.models.head import Head
 from megatron_tower.objectives.causal_lm import CausalLM
 from megatron_tower.objectives.grpo import GRPO
 from megatron_tower.objectives.terms import LossTerms
@@ -13,8 +14,8 @@ from megatron_tower.objectives.wpo import WPO
 
 
 class Objective(Protocol):
-    def loss(self, logits: Tensor, batch: Batch) -> LossTerms:
-        """logits [batch, seq, vocab / tensor-parallel] -> a sum, its weight, and statistics over the same things."""
+    def loss(self, given: Head | Tensor, batch: Batch) -> LossTerms:
+        """given: a `Head`, or logits [batch, seq, vocab / tensor-parallel] -> a sum, its weight, and statistics over the same things."""
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """What is logged of a step, from the means of the statistics."""

@@ -7,15 +7,15 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_tower.data.batch import Batch
-from megatron_tower.objectives.logprobs import token_logprobs
+from megatron_tower.models.head import Head
+from megatron_tower.objectives.logprobs import weighted_logprob
 from megatron_tower.objectives.terms import LossTerms
 
 
 class CausalLM:
-    def loss(self, logits: Tensor, batch: Batch) -> LossTerms:
-        """logits: [batch, seq, vocab / tensor-parallel] -> summed negative log-likelihood and the number of tokens that count."""
-        logprobs = token_logprobs(logits, batch.labels, parallel_state.get_tensor_model_parallel_group())
-        total = -(logprobs * batch.loss_mask).sum()
+    def loss(self, given: Head | Tensor, batch: Batch) -> LossTerms:
+        """given: a `Head`, or logits [batch, seq, vocab / tensor-parallel] -> summed negative log-likelihood, how many tokens count."""
+        total = weighted_logprob(given, batch.labels, -batch.loss_mask, parallel_state.get_tensor_model_parallel_group())
         return LossTerms(total, batch.loss_mask.sum(), {"loss": total.detach()})
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:

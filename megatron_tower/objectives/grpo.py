@@ -23,6 +23,7 @@ from torch import Tensor
 
 from megatron_tower.config import GRPOConfig, RolloutConfig
 from megatron_tower.data.batch import RolloutBatch
+from megatron_tower.models.head import Head
 from megatron_tower.objectives.logprobs import token_logprobs_and_entropy
 from megatron_tower.objectives.terms import LossTerms
 
@@ -31,10 +32,10 @@ class GRPO:
     def __init__(self, cfg: GRPOConfig, rollout: RolloutConfig):
         self.cfg, self.rollout = cfg, rollout
 
-    def loss(self, logits: Tensor, batch: RolloutBatch) -> LossTerms:
-        """logits [batch, seq, vocab / tensor-parallel] -> the sum over answers (dapo: tokens) and their number."""
+    def loss(self, given: Head | Tensor, batch: RolloutBatch) -> LossTerms:
+        """given: a `Head`, or logits [batch, seq, vocab / tensor-parallel] -> the sum over answers (dapo: tokens) and their number."""
         cfg, group = self.cfg, parallel_state.get_tensor_model_parallel_group()
-        logprobs, entropy = token_logprobs_and_entropy(logits, batch.labels, group, self.rollout.temperature)
+        logprobs, entropy = token_logprobs_and_entropy(given, batch.labels, group, self.rollout.temperature)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         advantages = batch.spread(batch.advantages)
 

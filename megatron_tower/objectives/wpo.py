@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from megatron_tower.config import InputError, WPOConfig
 from megatron_tower.data.batch import PreferenceBatch
+from megatron_tower.models.head import Head
 from megatron_tower.objectives.logprobs import token_logprobs_and_collision
 from megatron_tower.objectives.terms import LossTerms
 
@@ -30,10 +31,10 @@ class WPO:
     def __init__(self, cfg: WPOConfig):
         self.cfg = cfg
 
-    def loss(self, logits: Tensor, batch: PreferenceBatch) -> LossTerms:
-        """logits [batch, seq, vocab / tensor-parallel] -> the sum over pairs and their number."""
+    def loss(self, given: Head | Tensor, batch: PreferenceBatch) -> LossTerms:
+        """given: a `Head`, or logits [batch, seq, vocab / tensor-parallel] -> the sum over pairs and their number."""
         cfg, group = self.cfg, parallel_state.get_tensor_model_parallel_group()
-        logprobs, collision = token_logprobs_and_collision(logits, batch.labels, group)
+        logprobs, collision = token_logprobs_and_collision(given, batch.labels, group)
         lengths = batch.sums(batch.loss_mask)
         summed = batch.sums(logprobs)  # [2 pairs]: chosen and rejected in turn
 

@@ -71,6 +71,8 @@ class Tally:
 class RolloutSource:
     """`model`: this rank's part of the policy, the very modules that are trained. `reference`: frozen chunks, None without KL."""
 
+    reads_weights = True
+
     def __init__(
         self,
         cfg: Config,

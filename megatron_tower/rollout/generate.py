@@ -3,7 +3,7 @@
 `generate` gives one answer a prompt, `sample` several with their log-probabilities; the answers of a prompt share its prefill.
 
 Prompts of unequal length are padded on the left, so that all rows of a batch write the same slot of the cache; rotary scores
-depend on the distance of two slots alone, and the padding's keys are hidden. A row that stops leaves the batch at once.
+depend on the distance of two slots alone, and the padding's keys are hidden. How a batch is carried on: `rollout/steps.py`.
 
 Leaves out: context parallelism, virtual pipeline stages, refilling a batch with waiting prompts.
 Run:  python -m megatron_tower.translate --checkpoint RUN --to de "Good morning"
@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from megatron_tower.config import InputError
 from megatron_tower.objectives.logprobs import token_logprobs
 from megatron_tower.rollout.sampling import next_tokens
+from megatron_tower.rollout.steps import FixedSteps, GrowingSteps, steps_for
 
 BLOCK = 1024  # rows of a weight; on one thread MKL multiplies larger ones with a handful of tokens a quarter slower
 
@@ -100,12 +100,15 @@ def _complete(
     answers: list[list[Completion]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # little padding, and the largest batch first
     at_once = max(1, batch_size // decoding.samples)
+    device = next(model.parameters()).device
     with _inference(model):
+        longest = max(map(len, prompts), default=0)
+        steps = steps_for(model, min(at_once, len(prompts)) * decoding.samples, longest + decoding.max_new_tokens)
         for start in range(0, len(prompts), at_once):
             rows = by_length[start : start + at_once]
             streams = [np.random.default_rng((seed, keys[row], g)) for row in rows for g in range(decoding.samples)]
             numbers = np.stack([stream.random(decoding.max_new_tokens) for stream in streams])
-            found = _decode(model, [prompts[row] for row in rows], numbers, decoding)
+            found = _decode(steps, [prompts[row] for row in rows], numbers, decoding, device)
             for i, row in enumerate(rows):
                 answers[row] = found[i * decoding.samples : (i + 1) * decoding.samples]
     return answers
@@ -134,6 +137,7 @@ def _check(model: GPTModel, prompts: list[list[int]], decoding: Decoding, keys: 
 def _inference(model: GPTModel) -> Iterator[None]:
     """Evaluation mode. A decoding step has one token, which sequence parallelism can't split: off; linears do without a backward pass."""
     meanwhile = dict.fromkeys(("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings"), False)
+    meanwhile["fp8"] = None  # whose matrix products want more rows than a step has; the weights are the same
     meanwhile["allreduce_dgrad"] = True  # "the linear will see to the gradient of its input": then nothing is wrapped around that
     owners = [model.config, *model.modules()]
     switched = [(owner, name, getattr(owner, name)) for owner in owners for name in meanwhile if hasattr(owner, name)]
@@ -162,66 +166,36 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, **_: object) -> 
     return torch.cat([F.linear(input, block) for block in weight.split(BLOCK)], dim=-1)
 
 
-def _decode(model: GPTModel, prompts: list[list[int]], numbers: np.ndarray, decoding: Decoding) -> list[Completion]:
+def _decode(
+    steps: GrowingSteps | FixedSteps, prompts: list[list[int]], numbers: np.ndarray, decoding: Decoding, device: torch.device
+) -> list[Completion]:
     """One batch to its end, a prompt's answers side by side. numbers: [prompts * samples, max_new_tokens] uniform in [0, 1)."""
-    device = next(model.parameters()).device
     width = max(len(prompt) for prompt in prompts)
     tokens = torch.tensor([[decoding.pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
     slots = torch.arange(width + decoding.max_new_tokens, device=device)
     hidden = (slots < padding[:, None])[:, None, None] if padding.any() else None  # [batch, 1, 1, slots], True = never attended
+    copies = torch.arange(len(prompts), device=device).repeat_interleave(decoding.samples)
     draws = torch.from_numpy(numbers).to(device)
 
-    context = StaticInferenceContext(len(prompts), len(slots))
     answers = [Completion() for _ in numbers]
-    running = list(range(len(answers)))  # rows still in the batch
+    batch, alive = list(range(len(answers))), [True] * len(answers)  # the answer of each row, and whether it goes on
+    logits = steps.prefill(tokens, hidden, copies, decoding.max_new_tokens)
     for step in range(decoding.max_new_tokens):
-        start = context.sequence_len_offset
-        end = start + tokens.size(1)
-        logits = _forward(model, tokens, slots[start:end].expand_as(tokens), None if hidden is None else hidden[..., :end], context)
-        context.increment_sequence_len_offset(tokens.size(1))
-        context.enable_decode_mode()
-        if step == 0 and decoding.samples > 1:  # from here on each answer has a row of its own
-            copies = torch.arange(len(prompts), device=device).repeat_interleave(decoding.samples)
-            logits, hidden = (None if x is None else x[copies] for x in (logits, hidden))
-            _take(context, copies)
         chosen, logprobs = _choose(logits, draws[:, step], decoding)
-        told = chosen.tolist()
-        for row, token in zip(running, told, strict=True):
-            answers[row].tokens.append(token)
-        if logprobs is not None:
-            for row, logprob in zip(running, logprobs.tolist(), strict=True):
-                answers[row].logprobs.append(logprob)
-        on = [i for i, token in enumerate(told) if token not in decoding.stop_ids]
-        if not on:
+        told = chosen.tolist(), [] if logprobs is None else logprobs.tolist()
+        for row in (row for row, goes_on in enumerate(alive) if goes_on):
+            answers[batch[row]].tokens.append(told[0][row])
+            answers[batch[row]].logprobs.extend(told[1][row : row + 1])
+            alive[row] = told[0][row] not in decoding.stop_ids
+        if not any(alive) or step + 1 == decoding.max_new_tokens:
             break
-        if len(on) < len(running):
-            running = [running[i] for i in on]
-            chosen, draws = chosen[on], draws[on]
-            hidden = None if hidden is None else hidden[on]
-            _take(context, on)
-        tokens = chosen[:, None]
+        stay = steps.keep(alive)
+        if len(stay) < len(batch):
+            batch, alive = [batch[row] for row in stay], [alive[row] for row in stay]
+            chosen, draws = chosen[stay], draws[stay]
+        logits = steps.step(chosen[:, None])
     return answers
-
-
-def _take(context: StaticInferenceContext, rows: list[int] | Tensor) -> None:
-    """Make these rows the batch of every layer's cache."""
-    for layer, (keys, values) in context.key_value_memory_dict.items():
-        context.key_value_memory_dict[layer] = keys[:, rows], values[:, rows]
-
-
-def _forward(model: GPTModel, tokens: Tensor, positions: Tensor, hidden: Tensor | None, context: StaticInferenceContext) -> Tensor | None:
-    """Run this pipeline stage on tokens [batch, seq]; the last stage gets the last position's logits [batch, vocab/tp], others None."""
-    if not parallel_state.is_pipeline_first_stage():
-        shape = tokens.size(1), tokens.size(0), model.config.hidden_size
-        received = torch.empty(shape, dtype=model.config.pipeline_dtype, device=tokens.device)
-        dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank(), parallel_state.get_pipeline_model_parallel_group())
-        model.set_input_tensor(received)
-    out = model(tokens, positions, hidden, inference_context=context)
-    if parallel_state.is_pipeline_last_stage():
-        return out[:, -1]
-    dist.send(out, parallel_state.get_pipeline_model_parallel_next_rank(), parallel_state.get_pipeline_model_parallel_group())
-    return None
 
 
 def _choose(logits: Tensor | None, numbers: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor | None]:

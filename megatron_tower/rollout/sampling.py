@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+SORTED = 1024  # tokens of a row, most probable first, that are looked at before the whole vocabulary is sorted
+
 
 def next_tokens(logits: Tensor, numbers: Tensor, temperature: float, top_p: float, group: ProcessGroup) -> Tensor:
     """Token ids [batch], the same on every rank of the tensor-parallel `group`.
@@ -40,13 +42,20 @@ def _sample(logits: Tensor, numbers: Tensor, temperature: float, top_p: float) -
     """
     probabilities = torch.softmax(logits.double() / temperature, dim=-1)
     if top_p < 1:
-        falling = probabilities.sort(dim=-1, descending=True).values
-        beyond = falling.cumsum(dim=-1) - falling >= top_p
-        least = falling.masked_fill(beyond, torch.inf).amin(dim=-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < least, 0)
+        probabilities = probabilities.masked_fill(probabilities < _least(probabilities, top_p), 0)
     cumulative = probabilities.cumsum(dim=-1)
     chosen = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)
     return chosen.squeeze(1).clamp_(max=logits.size(-1) - 1)
+
+
+def _least(probabilities: Tensor, top_p: float) -> Tensor:
+    """The smallest probability of the nucleus, [batch, 1]. Few tokens are sorted if they hold the mass, as they do but for flat rows."""
+    falling = probabilities.topk(min(SORTED, probabilities.size(-1))).values
+    mass = falling.cumsum(dim=-1)
+    if (mass[:, -1] < top_p).any():
+        falling = probabilities.sort(dim=-1, descending=True).values
+        mass = falling.cumsum(dim=-1)
+    return falling.masked_fill(mass - falling >= top_p, torch.inf).amin(dim=-1, keepdim=True)
 
 
 def _shards(share: Tensor, group: ProcessGroup) -> list[Tensor]:

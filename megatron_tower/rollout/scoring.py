@@ -13,7 +13,8 @@ from megatron.core.transformer import MegatronModule
 from torch import Tensor
 
 from megatron_tower.data.batch import Batch
-from megatron_tower.models.forward import forward, schedule_shape
+from megatron_tower.models.forward import forward_to_head, schedule_shape
+from megatron_tower.models.head import Head
 from megatron_tower.objectives.logprobs import token_logprobs
 
 
@@ -24,13 +25,13 @@ def label_logprobs(chunks: Sequence[MegatronModule], batches: Sequence[Batch], t
     All ranks of a replica call it with the same batches; with pipeline stages these must be of one shape.
     """
 
-    def step(rows: Iterator[Batch], model: MegatronModule) -> tuple[Tensor, Callable[..., Tensor]]:
+    def step(rows: Iterator[Batch], model: MegatronModule) -> tuple[Head | Tensor, Callable[..., Tensor]]:
         batch = next(rows)
 
-        def logprobs(logits: Tensor, non_loss_data: bool) -> Tensor:
-            return token_logprobs(logits, batch.labels, parallel_state.get_tensor_model_parallel_group(), temperature)
+        def logprobs(head: Head, non_loss_data: bool) -> Tensor:
+            return token_logprobs(head, batch.labels, parallel_state.get_tensor_model_parallel_group(), temperature)
 
-        return forward(model, batch), logprobs
+        return forward_to_head(model, batch), logprobs
 
     found = get_forward_backward_func()(
         forward_step_func=step,

@@ -1,22 +1,27 @@
 """Process groups, device and seeds of one rank: nccl where CUDA exists, gloo on a CPU.
 
 A rank learns its place from RANK/WORLD_SIZE/LOCAL_RANK/MASTER_* (torchrun, `runtime/local.py`), else from Slurm's variables, else it
-is alone. Leaves out: starting ranks (`runtime/local.py` on one machine, `srun` on a cluster).
+is alone. Leaves out: starting ranks (`runtime/local.py` on one machine, `runtime/job.py` on a cluster), what is looked at when they
+meet (`runtime/preflight.py`).
 """
 
+import atexit
+import contextlib
 import os
 import random
-import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from megatron_tower.config import ClusterConfig, InputError, ParallelConfig
+from megatron_tower.runtime import preflight, slurm
 
-TIMEOUT = timedelta(minutes=10)  # of the rendezvous and of each collective
+TIMEOUT = timedelta(minutes=10)  # of each collective
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,10 @@ def is_rank_zero() -> bool:
     return place().rank == 0
 
 
-def initialize(parallel: ParallelConfig, seed: int, cluster: ClusterConfig) -> None:
+def initialize(parallel: ParallelConfig, seed: int, cluster: ClusterConfig, paths: Sequence[Path] = ()) -> None:
     """Join the ranks, lay megatron-core's parallel groups over them and seed every generator; may be called again with another layout.
 
-    Raises InputError when the number of ranks is not the layout's, or the device asked for is not there.
+    Raises InputError when the number of ranks is not the layout's, or the device asked for is not there; NodeError, see `join`.
     """
     here = place()
     if here.world_size != parallel.world_size:
@@ -58,9 +63,7 @@ def initialize(parallel: ParallelConfig, seed: int, cluster: ClusterConfig) -> N
             f"parallel={parallel.name} needs {parallel.world_size} ranks (tensor x pipeline x context x data) and {here.world_size} "
             f"are running: start {parallel.world_size} ranks or change parallel.data"
         )
-    _choose_device(here, cluster)
-    if not dist.is_initialized():
-        _join(here)
+    join(cluster, paths)
 
     from megatron.core import parallel_state, tensor_parallel  # after runtime.cpu.install()
 
@@ -78,13 +81,44 @@ def initialize(parallel: ParallelConfig, seed: int, cluster: ClusterConfig) -> N
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
-def shutdown() -> None:
-    """Leave the groups; nothing when none was joined."""
-    if dist.is_initialized():
-        from megatron.core import parallel_state
+def join(cluster: ClusterConfig, paths: Sequence[Path] = ()) -> None:
+    """Make the global process group, after a preflight that raises NodeError; nothing when this process has joined already.
 
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+    `paths` must be visible on all nodes, and the first of them is where the disk must have space.
+    """
+    here = place()
+    _choose_device(here, cluster)
+    if dist.is_initialized():
+        return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        dist.init_process_group(_backend(), rank=here.rank, world_size=here.world_size, timeout=TIMEOUT)
+    elif here.world_size == 1:
+        preflight.alone(cluster, paths)
+        dist.init_process_group(_backend(), store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        if "MASTER_ADDR" not in os.environ:
+            os.environ.update(_slurm_master())
+        preflight.Meeting(here, cluster).join(paths, _backend(), TIMEOUT)
+
+
+def shutdown() -> None:
+    """Leave the groups; nothing when none was joined.
+
+    In a Slurm job only rank 0 goes on from here, the others wait for its end: srun --wait kills what outlives the first task to end.
+    """
+    if not dist.is_initialized():
+        return
+    from megatron.core import parallel_state
+
+    store = dist.distributed_c10d._get_default_store()
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+    if place().world_size > 1 and "SLURM_STEP_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        if is_rank_zero():
+            atexit.register(store.set, "the end", "")
+        else:
+            with contextlib.suppress(dist.DistError):  # rank 0 died, and its store with it
+                store.wait(["the end"], timedelta(days=30))
 
 
 def gathered(own: dict) -> dict:
@@ -117,23 +151,10 @@ def threads_per_rank(cluster: ClusterConfig, ranks_here: int) -> int:
     return cluster.threads_per_rank or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // ranks_here)
 
 
-def _join(here: Place) -> None:
-    """The global process group; a rank that never arrives makes the others fail after TIMEOUT instead of waiting for ever."""
-    if here.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(_backend(), store=dist.HashStore(), rank=0, world_size=1)
-        return
-    if "MASTER_ADDR" not in os.environ:
-        os.environ.update(_slurm_master())
-    dist.init_process_group(_backend(), rank=here.rank, world_size=here.world_size, timeout=TIMEOUT)
-
-
 def _backend() -> str:
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
 def _slurm_master() -> dict[str, str]:
     """Rendezvous of a Slurm job: its first node, a port that all ranks derive from the job id."""
-    names = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
-    ).stdout.split()
-    return {"MASTER_ADDR": names[0], "MASTER_PORT": str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)}
+    return {"MASTER_ADDR": slurm.nodes()[0], "MASTER_PORT": str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)}

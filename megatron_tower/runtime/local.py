@@ -14,14 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-
+from megatron_tower.command import own_words
 from megatron_tower.config import Config
 from megatron_tower.runtime import processes
 from megatron_tower.runtime.distributed import place, threads_per_rank
 
 GRACE = 5.0  # seconds that the other ranks have to end by themselves after one has failed
-TAIL = 30  # lines of a failed rank's log
 
 
 def relaunch_if_needed(cfg: Config, module: str, logs: Path | None = None) -> bool:
@@ -33,8 +31,7 @@ def relaunch_if_needed(cfg: Config, module: str, logs: Path | None = None) -> bo
     ranks = cfg.parallel.world_size
     if ranks == 1 or place().world_size > 1 or "WORLD_SIZE" in os.environ:
         return False
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]  # of this job, when it is one of a sweep
-    code = run_ranks([module, *words], ranks, threads_per_rank(cfg.cluster, ranks), logs or cfg.phase_dir / "logs")
+    code = run_ranks([module, *own_words()], ranks, threads_per_rank(cfg.cluster, ranks), logs or cfg.phase_dir / "logs")
     if code:
         sys.exit(code)
     return True
@@ -65,9 +62,9 @@ def run_ranks(module_argv: list[str], world_size: int, threads: int, logs: Path)
         return 0
     code = ranks[failed].returncode
     if failed and ranks[0].returncode != code:  # else rank 0 has said the same on the terminal
-        tail = _log(logs, failed).read_text(errors="replace").splitlines()[-TAIL:]
-        print(f"rank {failed} failed with exit code {code}; the end of {_log(logs, failed)}:", *tail, sep="\n  ", file=sys.stderr)
-    return code if code > 0 else 128 - code
+        log = _log(logs, failed)
+        print(f"rank {failed} failed with exit code {code}; the end of {log}:", *processes.tail(log), sep="\n  ", file=sys.stderr)
+    return processes.exit_code(code)
 
 
 def _wait(ranks: list[subprocess.Popen]) -> int | None:

@@ -1,4 +1,4 @@
-"""Child processes that share their parent's fate: signals are passed on to them, and they die when it does.
+"""Child processes that share their parent's fate: signals are passed on, they die when it does; and how one ended.
 
 Imports no torch. Leaves out: ranks (`runtime/local.py`).
 """
@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # OpenMP's threads wait for one another by spinning, which starves the one waited for when another program wants a core: beside one busy
 # program, two threads then did 3.5 times the work with this limit (GNU's; 300,000 otherwise), alone 3 % less.
 PATIENCE = {"GOMP_SPINCOUNT": "20000"}
+TAIL = 30  # lines of a log
 
 
 def start(command: list[str], env: dict[str, str] | None = None, output: IO | None = None) -> subprocess.Popen:
@@ -45,6 +47,16 @@ def forwarding(children: list[subprocess.Popen]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def exit_code(returned: int) -> int:
+    """What a shell makes of a `returncode`: 128 + n after signal n."""
+    return returned if returned >= 0 else 128 - returned
+
+
+def tail(log: Path) -> list[str]:
+    """The last lines of a log."""
+    return log.read_text(errors="replace").splitlines()[-TAIL:]
 
 
 def die_with_parent() -> None:

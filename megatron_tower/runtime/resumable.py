@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from megatron_tower.config import InputError
-from megatron_tower.runtime.run_dir import write_text
+from megatron_tower.runtime.run_dir import nearest, write_text
 
 PLAN, DONE = ".plan.json", ".done"
 BLOCK = 1 << 18  # bytes written at once: 1 MiB took the kernel four times the CPU time on ext4, 16 MiB ten times
@@ -238,7 +238,7 @@ def _stored_key(folder: Path) -> dict | None:
 def _room(plan: Plan) -> tuple[int, int, Path]:
     """Bytes that are still to write, bytes free, and where."""
     left = sum(size for unit in plan.units for name, size in unit.files.items() if not _finished(plan.partial, name))
-    disk = next(path for path in plan.partial.absolute().parents if path.exists())
+    disk = nearest(plan.output.parent)
     return int(left * MARGIN), shutil.disk_usage(disk).free, disk
 
 

@@ -3,6 +3,7 @@
     config.yaml        the resolved configuration
     environment.json   one entry a start: git commit and diff, packages, versions, Slurm's variables, the command line
     metrics.jsonl      one line a logged step, each step once, also after a resume
+    saves.jsonl        one line a checkpoint: how long it took
     data_manifest.json sources, licences, counts and checksums of the data
     logs/ tokenizer/ checkpoints/
     hf/                the last checkpoint as a Hugging Face folder, if `phase.export` asks for it
@@ -15,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +25,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from megatron_tower.config import REPOSITORY, Config, InputError, difference, typed
+from megatron_tower.command import typed
+from megatron_tower.config import REPOSITORY, Config, InputError, difference
 
 MAY_CHANGE = (  # a run may move, go on with another layout, save in another way
     *("run_dir", "cache", "parallel", "cluster", "eval", "pairs", "recipe"),
@@ -75,6 +78,19 @@ def write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def nearest(path: Path) -> Path:
+    """The deepest that is there on the way to `path`, which may be itself."""
+    return next(there for there in (path.absolute(), *path.absolute().parents) if there.exists())
+
+
+def git(*words: str) -> str | None:
+    """Output of git in the repository; None where the code is no git checkout, or git is not installed."""
+    if not ((REPOSITORY / ".git").exists() and shutil.which("git")):
+        return None
+    done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def _relocatable(cfg: Config) -> Config:
     """`cfg` with its run directory out of the paths that start there."""
     paths = {
@@ -99,18 +115,10 @@ def _environment() -> dict[str, object]:
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "git": {"commit": _git("rev-parse", "HEAD"), "diff": _git("diff", "HEAD")},
+        "git": {"commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD")},
         "slurm": {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and not any(word in k for word in SECRET)},
         "packages": dict(sorted(packages.items())),
     }
-
-
-def _git(*words: str) -> str | None:
-    """Output of git in the repository; None where the code is no git checkout."""
-    if not (REPOSITORY / ".git").exists():
-        return None
-    done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _now() -> str:

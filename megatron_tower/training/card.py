@@ -60,9 +60,12 @@ def write(exported: Checkpoint, folder: Path) -> None:
 
     A checkpoint that no phase has trained, as a converted one, gets none.
     """
-    file = folder / "README.md"
-    if (story := stages(exported)) and (not file.is_file() or file.read_text() != card(story, folder.name)):
-        run_dir.write_text(file, card(story, folder.name))
+    story, file = stages(exported), folder / "README.md"
+    if not story:
+        return
+    text = card(story, folder.name)
+    if not file.is_file() or file.read_text() != text:
+        run_dir.write_text(file, text)
 
 
 def stages(last: Checkpoint) -> list[Stage]:
@@ -164,8 +167,8 @@ def _header(story: list[Stage], base: dict[str, str | None]) -> str:
 
 def _training(stage: Stage) -> tuple[str, ...]:
     told = checkpoint.manifest(stage.checkpoint.path)
-    layout, start = told.get("layout", {}), (_json(stage.folder / "environment.json") or [{}])[-1]
-    ranks = ", ".join(f"{name} {n}" for name, n in layout.items() if n is True or (isinstance(n, int) and n > 1)) or "one"
+    start = (_json(stage.folder / "environment.json") or [{}])[-1]
+    ranks = checkpoint.degrees(told.get("layout", {})) or "one"
     versions = ", ".join(f"{name} {start['packages'][name]}" for name in PACKAGES if name in start.get("packages", {}))
     commit = (start.get("git", {}).get("commit") or "not recorded")[:12]
     counts = (f"{told['step']:,}", f"{told['samples']:,}", f"{told['tokens']:,}" if "tokens" in told else "not recorded")

@@ -21,6 +21,7 @@ from megatron_tower.data import sources
 from megatron_tower.data.manifest import digest
 from megatron_tower.data.sources import sha256
 from megatron_tower.models.mapping import apart
+from megatron_tower.runtime.run_dir import write_text
 from megatron_tower.training.torch_dist import METADATA, read_metadata
 
 MANIFEST = "manifest.json"
@@ -118,6 +119,22 @@ def manifest(path: Path) -> dict:
     if stated != digest(facts):
         raise InputError(f"checkpoint {path}: {MANIFEST} was changed after it was written: use another checkpoint")
     return facts
+
+
+def write_manifest(path: Path, told: dict, files: dict[str, dict]) -> None:
+    """The last file of a checkpoint: what it says of itself, and the `file_facts` of the others."""
+    told = told | {"files": dict(sorted(files.items()))}
+    write_text(path / MANIFEST, json.dumps(told | {"sha256": digest(told)}, indent=1))
+
+
+def file_facts(file: Path) -> dict:
+    """What a manifest says of a file."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def degrees(layout: dict) -> str:
+    """The degrees of a manifest's layout that are more than one, as `tensor 2, data 4`; empty for one rank."""
+    return ", ".join(f"{name} {n}" for name, n in layout.items() if n is True or (isinstance(n, int) and n > 1))
 
 
 def _problems(file: Path, expected: dict) -> Iterator[str]:

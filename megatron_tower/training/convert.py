@@ -13,7 +13,6 @@ read only what is theirs. Leaves out: the optimizer's state, which Hugging Face 
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,13 +23,12 @@ import torch
 from torch import Tensor
 
 from megatron_tower.config import InputError, ModelConfig, ParallelConfig
-from megatron_tower.data.manifest import digest
+from megatron_tower.data import tokenizer
 from megatron_tower.data.sources import sha256
-from megatron_tower.data.tokenizer import TRAVELS
 from megatron_tower.models import folder as safetensors
 from megatron_tower.models.families import family_of
-from megatron_tower.models.folder import SHARD, Folder, Form, check_tensors, raw
-from megatron_tower.models.hf import model_config
+from megatron_tower.models.folder import SHARD, Folder, Form, raw, word
+from megatron_tower.models.hf import open_model
 from megatron_tower.models.mapping import Weight, differences
 from megatron_tower.runtime.resumable import Plan, Sink, Unit, produce
 from megatron_tower.runtime.run_dir import write_text
@@ -135,11 +133,8 @@ def to_hf(path: Path, output: Path, dtype: str | None = None) -> None:
 
 def megatron_plan(hf: Path, output: Path, tensor: int, pipeline: int) -> Plan:
     """What turns a Hugging Face folder into a directory like a phase's, which training starts from. InputError for what can't be."""
-    found = Folder.open(hf)
-    model = model_config(hf)
+    found, model = open_model(hf)
     weights = ordered_weights(model)
-    shapes = {name: shape for weight in weights for name, shape in weight.shapes(model).items()}
-    found = check_tensors(found, shapes)
     _check_types(found, weights)
     _check_layout(model, weights, tensor, pipeline)
     stages: list[list[Weight]] = [[] for _ in range(pipeline)]
@@ -155,15 +150,16 @@ def megatron_plan(hf: Path, output: Path, tensor: int, pipeline: int) -> Plan:
 
     def finish(partial: Path, facts: dict[str, dict]) -> None:
         step = partial / STEP
-        _copy(hf, partial / "tokenizer")
+        (partial / "tokenizer").mkdir(exist_ok=True)
+        tokenizer.carry(hf, partial / "tokenizer")
         write_metadata(step, {Path(name).name: said for name, said in facts.items()})
         files = {Path(name).name: {"bytes": said["bytes"], "sha256": said["sha256"]} for name, said in facts.items()}
         for file in (METADATA, "metadata.json", "common.pt"):
-            files[file] = {"bytes": (step / file).stat().st_size, "sha256": sha256(step / file)}
+            files[file] = checkpoint.file_facts(step / file)
         layout = asdict(ParallelConfig(f"tp{tensor}_pp{pipeline}", tensor=tensor, pipeline=pipeline))
         told = {"step": 0, "samples": 0, "tokens": 0, "model": asdict(model), "layout": layout, "optimizer": False}
-        told |= {"precision": word(found.tensors[next(iter(shapes))].dtype), "files": dict(sorted(files.items()))}
-        write_text(step / MANIFEST, json.dumps(told | {"sha256": digest(told)}, indent=1))
+        told |= {"precision": word(found.tensors[next(iter(weights[0].hf))].dtype)}
+        checkpoint.write_manifest(step, told, files)
         write_text(step.parent / LATEST, step.name + "\n")
 
     key = {"source": found.fingerprint(), "tensor": tensor, "pipeline": pipeline}
@@ -176,16 +172,21 @@ def hf_plan(path: Path, output: Path, dtype: str | None) -> Plan:
     if found is None:
         raise InputError(f"{path} is no checkpoint and no run with one: give a run, one of its phases or a step_ folder")
     source = CheckpointSource(found)
-    beside = found.path.parent.parent / "tokenizer"
+    return folder_plan(source, output, {"source": checkpoint.fingerprint(found)}, beside_weights(source, dtype), dtype, source.sums)
+
+
+def beside_weights(source: CheckpointSource, dtype: str | None = None) -> Callable[[Path], None]:
+    """What puts config and tokenizer into a checkpoint's export. InputError when the checkpoint has lost them."""
+    beside = source.checkpoint.path.parent.parent / "tokenizer"
     if not beside.is_dir():
-        raise InputError(f"{beside} is missing, which holds the tokenizer and config of {found.path.name}: put it back")
+        raise InputError(f"{beside} is missing, which holds the tokenizer and config of {source.checkpoint.path.name}: put it back")
 
     def finish(partial: Path) -> None:
-        _copy(beside, partial)
+        tokenizer.carry(beside, partial)
         stored = word(next(iter(source.tensors.values())).dtype)  # of the first tensor, mostly of all
-        write_text(partial / "config.json", _config(beside, found.model, stored, dtype or stored))
+        write_text(partial / "config.json", _config(beside, source.model, stored, dtype or stored))
 
-    return folder_plan(source, output, {"source": checkpoint.fingerprint(found)}, finish, dtype, source.sums)
+    return finish
 
 
 def folder_plan(
@@ -326,14 +327,6 @@ def _check_layout(model: ModelConfig, weights: list[Weight], tensor: int, pipeli
                 raise InputError(f"tensor={tensor} does not divide {name}, {shape}, along dimension {weight.shard}: use a divisor")
 
 
-def _copy(source: Path, target: Path) -> None:
-    """What travels with weights."""
-    target.mkdir(exist_ok=True)
-    for name in TRAVELS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
 def _config(beside: Path, model: ModelConfig, stored: str, dtype: str) -> str:
     """config.json of a model whose `stored` weights become `dtype`: the base model's text, with what changed laid over it."""
     base = beside / "config.json"
@@ -351,8 +344,3 @@ def _special_ids(folder: Path) -> dict[str, int | None]:
     ids = {token["content"]: token["id"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]}
     named = {which: said.get(f"{which}_token") for which in ("bos", "eos", "pad")}
     return {f"{which}_token_id": ids.get(token["content"] if isinstance(token, dict) else token) for which, token in named.items()}
-
-
-def word(dtype: torch.dtype) -> str:
-    """A type as config.json names it."""
-    return str(dtype).removeprefix("torch.")

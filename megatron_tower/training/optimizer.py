@@ -1,7 +1,7 @@
 """AdamW of megatron-core and its learning-rate schedule.
 
 Weight decay follows megatron-core's default: matrices (embeddings included) are decayed, vectors (norms, biases) are not. With bf16
-weights the optimizer steps on fp32 main weights and reads gradients that were accumulated and reduced in fp32.
+weights the optimizer steps on fp32 main weights. Adam is Transformer Engine's or Apex's fused one where megatron-core finds it.
 Leaves out: other optimizers, learning rates per parameter, loss scaling (fp16).
 """
 
@@ -12,7 +12,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 
-from megatron_tower.config import Config, OptimizerConfig
+from megatron_tower.config import Config, InputError, OptimizerConfig
+from megatron_tower.runtime.distributed import device
 
 
 def build_optimizer(chunks: list[DistributedDataParallel], cfg: Config) -> MegatronOptimizer:
@@ -30,11 +31,21 @@ def build_optimizer(chunks: list[DistributedDataParallel], cfg: Config) -> Megat
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=cfg.parallel.distributed_optimizer,
+        **_offloaded(cfg.parallel.offload),
     )
     optimizer = get_megatron_optimizer(config, chunks)
     for group in optimizer.param_groups:
         group["weight_decay"] = o.weight_decay * group["wd_mult"]
     return optimizer
+
+
+def _offloaded(share: float) -> dict[str, object]:
+    """Megatron-core's words for main weights and moments in host memory. It has a GPU for the rest, and main weights apart from them."""
+    if not share:
+        return {}
+    if device().type != "cuda":
+        raise InputError(f"parallel.offload={share} moves state from a GPU to the host, and this run has no GPU: use parallel.offload=0")
+    return {"optimizer_cpu_offload": True, "optimizer_offload_fraction": share, "use_precision_aware_optimizer": True}
 
 
 def set_lr(optimizer: MegatronOptimizer, lr: float) -> None:

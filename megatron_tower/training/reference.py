@@ -24,6 +24,7 @@ from megatron_tower.data.batch import SequenceBatch
 from megatron_tower.data.preferences import Preferences
 from megatron_tower.data.sequences import Encoded, micro_batches
 from megatron_tower.rollout.scoring import label_logprobs
+from megatron_tower.runtime import watchdog
 from megatron_tower.runtime.distributed import device, is_rank_zero
 
 AT_ONCE = 8  # micro-batches scored in one call: enough to fill a pipeline, few enough that padding to the longest costs little
@@ -78,6 +79,7 @@ def _scored(cfg: Config, chunks: Sequence[MegatronModule], answers: dict[bytes, 
     blocks = [ordered[i : i + size * AT_ONCE] for i in range(0, len(ordered), size * AT_ONCE)]
     found: dict[bytes, float] = {}
     for block in blocks[parallel_state.get_data_parallel_rank() :: cfg.parallel.data]:
+        watchdog.alive()
         keys = [block[i : i + size] for i in range(0, len(block), size)]
         batches = micro_batches([[answers[key] for key in group] for group in keys], pad_id, cfg.parallel)
         batches = [batch.to(device()) for batch in batches]

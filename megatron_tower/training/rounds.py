@@ -18,12 +18,16 @@ from megatron_tower.runtime.distributed import device
 
 
 class Source(Protocol):
+    reads_weights: bool  # whether a round runs the model in training
+
     def round(self, samples: int) -> Round:
         """What the next updates learn from, on this data-parallel rank, after `samples` samples of the dataset."""
 
 
 class RowSource:
     """Rows of one length; `dataset[i]` is the row with sample index i."""
+
+    reads_weights = False
 
     def __init__(self, cfg: Config, dataset: Sequence[Batch]):
         self.cfg, self.dataset = cfg, dataset
@@ -35,6 +39,8 @@ class RowSource:
 
 class PreferenceSource:
     """Pairs, both answers of each in one micro-batch; `reference` gives the answers' log-probabilities under the reference model."""
+
+    reads_weights = False
 
     def __init__(self, cfg: Config, dataset: Preferences, reference: "Reference"):
         self.cfg, self.dataset, self.reference = cfg, dataset, reference

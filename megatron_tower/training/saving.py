@@ -4,13 +4,14 @@
     write     each rank its file: here, or, with `phase.async_save`, in a process beside the training (`training/writer.py`)
     publish   when all ranks' files are whole: the manifest, the name, `latest`; then what retention lets go is removed
 
-A save that dies on the way leaves its own folder, which the next one removes. `phase.keep_last` checkpoints stay, and of each
-`phase.keep_every` steps the first. Leaves out: reading back (`training/loading.py`), what lies on disk (`training/checkpoint.py`).
+How long each took stands in <phase>/saves.jsonl. A save that dies on the way leaves its own folder, which the next one removes.
+`phase.keep_last` checkpoints stay, and of each `phase.keep_every` steps the first. Leaves out: reading back (`training/loading.py`), what
+lies on disk (`training/checkpoint.py`).
 """
 
+import errno
 import json
 import math
-import os
 import queue
 import secrets
 import shutil
@@ -33,10 +34,11 @@ from megatron_tower.config import Config, InputError, PhaseConfig
 from megatron_tower.data import manifest as data_manifest
 from megatron_tower.data.manifest import digest
 from megatron_tower.runtime.distributed import device, gathered, is_rank_zero, place
-from megatron_tower.runtime.run_dir import write_text
-from megatron_tower.training.checkpoint import LATEST, MANIFEST
+from megatron_tower.runtime.resumable import sync
+from megatron_tower.runtime.run_dir import nearest, write_text
+from megatron_tower.training.checkpoint import LATEST, file_facts, write_manifest
 from megatron_tower.training.state import TrainingState, bytes_per_weight, sharded_model, sharded_state
-from megatron_tower.training.writer import Writer, Written, facts, write
+from megatron_tower.training.writer import Writer, Written, write
 
 MARGIN = 1.05  # of the tensors' bytes, for headers and metadata
 PAUSE = 0.01  # seconds between two looks at the writers, where there is nothing to do but wait for them
@@ -60,13 +62,19 @@ class Saver:
         self._draft: Draft | None = None  # that a writer is at
         self._writer: Writer | None = None
         self._outcome: Written | str | None = None
+        self._began = 0.0
+        self._told = cfg.phase_dir / "saves.jsonl"
+        self.longest = _longest(self._told)  # seconds from a save's beginning until it was published
 
     def save(self, state: TrainingState) -> None:
         """Save `state` as it is now, and return when it is published or, with `phase.async_save`, when training may change it."""
         if not self._cfg.phase.async_save:
+            self._began = time.monotonic()
             save(self._cfg, state)
+            self._tell(state.step)
             return
         self.wait()
+        self._began = time.monotonic()
         self._draft = begin(self._cfg, state)
         self._writer = Writer(self._draft.buckets)
 
@@ -81,12 +89,21 @@ class Saver:
             draft, outcome = self._draft, self._outcome
             self._draft = self._writer = self._outcome = None
             publish(self._cfg, draft, outcome)
+            self._tell(draft.told["step"])
 
     def wait(self) -> None:
         """Until what is under way is published."""
         while self._draft is not None:
             self.poll()
             time.sleep(PAUSE)
+
+    def _tell(self, step: int) -> None:
+        """Note how long the save of `step` took, also for runs that go on from it."""
+        seconds = time.monotonic() - self._began
+        self.longest = max(self.longest, seconds)
+        if is_rank_zero():
+            before = self._told.read_text() if self._told.exists() else ""
+            write_text(self._told, before + json.dumps({"step": step, "seconds": round(seconds, 3)}) + "\n")
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +118,7 @@ class Saver:
 def save(cfg: Config, state: TrainingState) -> None:
     """Write `state` as the phase's newest checkpoint; every rank must call it.
 
-    Raises InputError, before anything is written, when the disk has too little space; RuntimeError when writing fails.
+    Raises OSError, before anything is written, when the disk has too little space; RuntimeError when writing fails.
     """
     draft = begin(cfg, state)
     publish(cfg, draft, write(draft.buckets))
@@ -139,20 +156,25 @@ def publish(cfg: Config, draft: Draft, outcome: Written | str) -> None:
     folder = draft.aside.parent
     final = folder / f"step_{draft.told['step']:08d}"
     if is_rank_zero():
-        files |= {path.name: facts(path) for path in draft.aside.iterdir() if path.name not in files}
-        told = draft.told | {"files": dict(sorted(files.items()))}
-        write_text(draft.aside / MANIFEST, json.dumps(told | {"sha256": digest(told)}, indent=1))
+        files |= {path.name: file_facts(path) for path in draft.aside.iterdir() if path.name not in files}
+        write_manifest(draft.aside, draft.told, files)
         for path in (*draft.aside.iterdir(), draft.aside):
-            _fsync(path)
+            sync(path)
         if final.exists():
             shutil.rmtree(final)
         draft.aside.rename(final)
-        _fsync(folder)
+        sync(folder)
         write_text(folder / LATEST, final.name + "\n")
-        _fsync(folder)
+        sync(folder)
         for path in superseded(folder, cfg.phase):
             shutil.rmtree(path)
     dist.barrier()
+
+
+def _longest(told: Path) -> float:
+    """Seconds of the longest save so far."""
+    lines = told.read_text().splitlines() if told.exists() else []
+    return max((json.loads(line)["seconds"] for line in lines), default=0.0)
 
 
 def superseded(folder: Path, phase: PhaseConfig) -> list[Path]:
@@ -167,24 +189,19 @@ def superseded(folder: Path, phase: PhaseConfig) -> list[Path]:
 
 
 def make_room(phase_dir: Path, state: TrainingState) -> None:
-    """Remove what a killed save has left, then raise InputError if a checkpoint of `state` does not fit; every rank must call it."""
+    """Remove what a killed save has left, then see whether a checkpoint of `state` fits; every rank must call it.
+
+    Raises InputError when it does not and nothing is trained yet; OSError later on: there was room once, another start may find some.
+    """
     own = (t.data for t in nested_values(sharded_model(state.chunks)) if is_main_replica(t.replica_id))
     size = torch.tensor(sum(weight.numel() * bytes_per_weight(weight) for weight in own), device=device())
     dist.all_reduce(size)
     needed = math.ceil(int(size) * MARGIN)
-    existing = next(p for p in (phase_dir, *phase_dir.absolute().parents) if p.exists())
+    existing = nearest(phase_dir)
     if is_rank_zero():
         for left in phase_dir.glob("checkpoints/.step_*.part"):
             shutil.rmtree(left)
     free = gathered({place().rank: shutil.disk_usage(existing).free})[0]
     if free < needed:
-        raise InputError(
-            f"a checkpoint of this model takes {needed:,} bytes and {existing} has {free:,} free: "
-            "free some space or choose a run_dir on another disk"
-        )
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+        said = f"a checkpoint takes {needed:,} bytes and {existing} has {free:,} free: free some space or choose a run_dir on another disk"
+        raise OSError(errno.ENOSPC, f"step {state.step} can't be saved: {said}") if state.step else InputError(said)

@@ -10,7 +10,9 @@ Leaves out: random states (no step draws random numbers: there is no dropout, an
 Transformer Engine's `_extra_state` (pickled bytes: FP8 scales are found anew), mixtures of experts (several optimizers in a chain).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from megatron.core import parallel_state
@@ -18,6 +20,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedState
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.transformer import MegatronModule
 from torch import Tensor
@@ -38,6 +41,12 @@ class TrainingState:
     samples: int = 0
     tokens: int = 0
 
+    def gather(self) -> None:
+        """All weights whole on every rank: with `parallel.overlap` an update leaves each its own share until the next forward pass."""
+        for chunk in self.chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+
 
 def sharded_model(chunks: list[MegatronModule | DistributedDataParallel]) -> dict[str, ShardedStateDict]:
     """One sharded state dict a chunk, `_extra_state` left out."""
@@ -51,6 +60,8 @@ def sharded_model(chunks: list[MegatronModule | DistributedDataParallel]) -> dic
 
 def sharded_state(state: TrainingState, loading: bool) -> dict:
     """All that a checkpoint of `state` holds; when `loading`, places to load into."""
+    if state.optimizer is not None and not loading:
+        state.gather()
     tensors: dict = sharded_model(state.chunks)
     if state.optimizer is not None:
         tensors["optimizer"] = sharded_optimizer(state, tensors, loading)
@@ -71,8 +82,7 @@ def sharded_optimizer(state: TrainingState, model: dict[str, ShardedStateDict], 
     if loading:
         _start_moments(inner)
     if isinstance(inner, DistributedOptimizer):  # shards of flat buffers, gathered into the shape of each weight
-        found = inner.sharded_param_state_fully_reshardable(model, is_loading=loading, metadata={})
-        tensors = {i: {k: t.data for k, t in of_weight.items()} for i, of_weight in found.items()}
+        tensors = dict(enumerate(_gathered(inner, loading)))
     else:
         tensors = {
             i: {"param": _main(weight)} | {moment: inner.optimizer.state[_main(weight)][moment] for moment in MOMENTS}
@@ -114,6 +124,21 @@ def _inner(optimizer: MegatronOptimizer) -> MegatronOptimizer:
     return inner
 
 
+def _gathered(inner: DistributedOptimizer, loading: bool) -> Iterator[dict[str, Tensor]]:
+    """Main weight and moments of each weight, in its shape, from the shards of the flat buffers.
+
+    Megatron-core's own sharded_param_state_fully_reshardable (0.16.1, line 1501) looks for a weight where the buffer has it, but between
+    the buckets, which are many where reduction overlaps, the buffer has padding and what was gathered has none.
+    """
+    gathered = inner.get_parameter_state_dp_zero(use_gloo_comm=False, empty_data=loading, return_on_all_ranks=True)
+    for number, buffer in enumerate(inner.buffers):
+        (flat,) = gathered[number].values()
+        starts = list(accumulate((bucket.numel_unpadded for bucket in buffer.buckets), initial=0))
+        for weight, (start, _, bucket) in buffer.param_index_map.items():
+            first = start - buffer.buckets[bucket].offset + starts[bucket]
+            yield {name: flat[name][first : first + weight.numel()].view(weight.shape) for name in ("param", *MOMENTS)}
+
+
 def _weights(state: TrainingState) -> list[Tensor]:
     """Trained weights of this rank, in the order in which the optimizer keeps them."""
     inner = _inner(state.optimizer)
@@ -136,6 +161,10 @@ def _start_moments(inner: MegatronOptimizer) -> None:
 
 def _set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
     """Tell Adam how many updates were made: PyTorch keeps a tensor of its own for each parameter, TE and Apex a number a group."""
+    if isinstance(optimizer, HybridDeviceOptimizer):
+        for part in optimizer.sub_optimizers:
+            _set_step(part, step)
+        return
     for group in optimizer.param_groups:
         if isinstance(optimizer, torch.optim.AdamW):
             for parameter in group["params"]:

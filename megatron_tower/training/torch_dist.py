@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_tower.config import InputError
-from megatron_tower.models.folder import Form
+from megatron_tower.models.folder import Form, word
 from megatron_tower.runtime.resumable import Sink
 from megatron_tower.runtime.run_dir import write_text
 
@@ -138,9 +138,8 @@ class ShardWriter:
             torch.save(tensor, self)
         finally:
             torch.serialization.set_crc32_options(computes_crc)
-        dtype = str(tensor.dtype).removeprefix("torch.")
         place = {"offsets": offsets, "sizes": list(tensor.shape), "start": start, "length": self._sink.size - start}
-        self._chunks.append({"name": name, "dtype": dtype, "size": size, **place})
+        self._chunks.append({"name": name, "dtype": word(tensor.dtype), "size": size, **place})
 
     def facts(self) -> dict:
         """What `write_metadata` and the manifest need to know of the file."""

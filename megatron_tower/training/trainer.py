@@ -6,11 +6,12 @@ micro-batches through the pipeline, and gradients, summed over everything, are d
 
     gradient = sum d loss_sum / sum weight
 
-so that neither the micro-batch size nor the number of ranks shows in the result. Leaves out: prefetching, overlap of communication.
+so that neither the micro-batch size nor the number of ranks shows in the result. Leaves out: prefetching.
 """
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 
@@ -25,26 +26,42 @@ from torch import Tensor
 from megatron_tower import objectives
 from megatron_tower.config import Config
 from megatron_tower.data.batch import Batch, Round
-from megatron_tower.models.forward import forward, schedule_shape
+from megatron_tower.models.forward import forward_to_head, schedule_shape
+from megatron_tower.models.head import Head
+from megatron_tower.runtime import watchdog
 from megatron_tower.runtime.distributed import device
 from megatron_tower.runtime.progress import Progress
-from megatron_tower.runtime.signals import StopSignal
+from megatron_tower.runtime.stop import StopSignal
 from megatron_tower.training.optimizer import build_optimizer, lr_at, set_lr
 from megatron_tower.training.rounds import Source
 from megatron_tower.training.saving import Saver
 from megatron_tower.training.state import TrainingState
 from megatron_tower.training.throughput import throughput
 
+SAVES = 2  # of the longest duration so far, within which the last save is surely over: one beside the training may be before it
+RECENT = 20  # rounds whose longest tells how long the next may take
+
 
 def wrap(chunks: list[MegatronModule], cfg: Config) -> list[DistributedDataParallel]:
-    """Chunks whose gradients are accumulated in fp32 and reduced over data-parallel ranks."""
-    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=cfg.parallel.distributed_optimizer)
-    wrapped = [DistributedDataParallel(chunk.config, ddp, chunk) for chunk in chunks]
+    """Chunks whose gradients are accumulated in `parallel.gradients` and reduced over data-parallel ranks."""
+    par = cfg.parallel
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=par.gradients == "float32",
+        use_distributed_optimizer=par.distributed_optimizer,
+        overlap_grad_reduce=par.overlap,
+        overlap_param_gather=par.overlap and par.distributed_optimizer,
+    )
+    wrapped = [DistributedDataParallel(chunk.config, ddp, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)]
     for chunk in wrapped:
         chunk.broadcast_params()
         chunk.config.finalize_model_grads_func = finalize_model_grads
-        if cfg.parallel.virtual_pipeline:  # in one batch, two stages' sends to and fro take each other's messages, and the loss is wrong
+        if par.overlap:
+            chunk.config.no_sync_func = [c.no_sync for c in wrapped] if par.virtual_pipeline else chunk.no_sync
+        if par.virtual_pipeline:  # in one batch, two stages' sends to and fro take each other's messages, and the loss is wrong
             chunk.config.overlap_p2p_comm, chunk.config.batch_p2p_comm = True, False
+        for module in chunk.modules():
+            if hasattr(module, "fuse_wgrad_accumulation"):  # of Transformer Engine: weight gradients are made in main_grad
+                module.fuse_wgrad_accumulation = True
     return wrapped
 
 
@@ -60,25 +77,31 @@ class Trainer:
         self.round = Round([], samples=0)  # its updates that are still to be made
 
     def run(self, stop: StopSignal) -> str | None:
-        """Train from `state.step` to the last step, saving as configured; returns the signal that ended it early, else None.
+        """Train from `state.step` to the last step, saving as configured; returns what ended it early, else None.
 
         A checkpoint holds no half round: what is due then is saved when the round is over.
         """
-        state, phase = self.state, self.cfg.phase
+        state, every = self.state, self.cfg.phase.save_every
+        rounds, begun, end, due = deque(maxlen=RECENT), time.perf_counter(), None, False
         with Progress(self.cfg, self.steps, done=state.step) as progress, Saver(self.cfg) as saver:
-            signal, saved = None, state.step
-            while state.step < self.steps and not (signal and not self.round.updates):
+            while state.step < self.steps and not (end and not self.round.updates):
+                watchdog.alive()
                 started = time.perf_counter()
                 values = self.step()
-                values |= throughput(self.cfg.model, phase.seq_length, values["tokens"], time.perf_counter() - started)
+                values |= throughput(self.cfg.model, self.cfg.phase.seq_length, values["tokens"], time.perf_counter() - started)
                 progress.log(state.step, values)
                 saver.poll()
-                signal = stop.agreed()
-                due = phase.save_every and state.step // phase.save_every > saved // phase.save_every
-                if (signal or due or state.step == self.steps) and not self.round.updates:
-                    saver.save(state)
-                    saved = state.step
-        return signal if state.step < self.steps else None
+                asked = stop.agreed(max([*rounds, time.perf_counter() - begun]) + SAVES * saver.longest)
+                end = end or asked.end
+                due = due or asked.save or end or state.step == self.steps or (every and state.step % every == 0)
+                if not self.round.updates:
+                    rounds.append(time.perf_counter() - begun)
+                    if due:
+                        watchdog.alive()
+                        saver.save(state)
+                    begun, due = time.perf_counter(), False
+            watchdog.alive()
+        return end if state.step < self.steps else None
 
     def step(self) -> dict[str, float]:
         """One update: forward, backward, gradients normalised once.
@@ -88,6 +111,8 @@ class Trainer:
         state = self.state
         told = {}
         if not self.round.updates:
+            if self.source.reads_weights:
+                state.gather()
             self.round = self.source.round(state.samples)
             state.samples += self.round.samples
             told = self.round.stats
@@ -124,14 +149,14 @@ class Trainer:
         )
         return _mean(terms)
 
-    def _forward(self, batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Tensor, partial]:
+    def _forward(self, batches: Iterator[Batch], model: DistributedDataParallel) -> tuple[Head | Tensor, partial]:
         batch = next(batches)
-        return forward(model, batch), partial(self._loss, batch)
+        return forward_to_head(model, batch), partial(self._loss, batch)
 
-    def _loss(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _loss(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """As megatron-core's schedules want it: the sum to differentiate, its weight, what to remember."""
-        terms = self.objective.loss(logits, batch)
-        tokens = torch.tensor(batch.tokens.numel(), device=logits.device)
+        terms = self.objective.loss(head, batch)
+        tokens = torch.tensor(batch.tokens.numel(), device=head.hidden.device)
         return terms.sum, terms.weight.to(torch.int), {"weight": terms.weight, "tokens": tokens} | terms.stats
 
 

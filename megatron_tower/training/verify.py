@@ -18,7 +18,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_tower.config import ClusterConfig, InputError, ParallelConfig, PrecisionConfig, refuse
+from megatron_tower.command import refuse
+from megatron_tower.config import ClusterConfig, InputError, ParallelConfig, PrecisionConfig
 from megatron_tower.data.batch import Batch
 from megatron_tower.runtime import cpu, distributed
 from megatron_tower.training import checkpoint

@@ -17,9 +17,9 @@ from pathlib import Path
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync, WriteBucket
 from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 
-from megatron_tower.data.sources import sha256
 from megatron_tower.runtime import processes
-from megatron_tower.runtime.signals import STOPPING
+from megatron_tower.runtime.stop import STOPPING
+from megatron_tower.training.checkpoint import file_facts
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,6 @@ class Written:
 
     places: dict[int, list] = field(default_factory=dict)
     files: dict[str, dict] = field(default_factory=dict)
-
-
-def facts(path: Path) -> dict:
-    """What a manifest says of a file."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def write(buckets: list[WriteBucket]) -> Written | str:
@@ -48,7 +43,7 @@ def write(buckets: list[WriteBucket]) -> Written | str:
                 raise places
             path, name, _ = bucket
             written.places[number] = places
-            written.files[name] = facts(Path(path))
+            written.files[name] = file_facts(Path(path))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return written

@@ -11,7 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from megatron_tower.config import Config, load
+from megatron_tower.command import load
+from megatron_tower.config import Config
 from megatron_tower.runtime import cpu, distributed
 from tests.distributed.room import grpo_words, words, wpo_words
 
@@ -21,8 +22,8 @@ TOLD = {"cpt": ["loss"], "sft": ["loss"], "wpo": ["loss", "margin", "weight_mean
 LAYOUTS = {
     "single": [],
     "accumulated": ["phase.micro_batch_size=8"],
-    "recomputed": ["phase.recompute=full"],
-    "recomputed_selectively": ["phase.recompute=selective"],
+    "recomputed": ["parallel.recompute=full"],
+    "recomputed_selectively": ["parallel.recompute=selective"],
     "tp2": ["parallel=tp2"],
     "tp2_sp": ["parallel=tp2_sp"],
     "pp2": ["parallel=pp2"],

@@ -41,7 +41,7 @@ def grpo_words(folder: Path, family: str, *more: str) -> list[str]:
 
 def prepare(folder: Path, family: str, seed: int = 7) -> None:
     """Write data in `folder`/<family> and random weights in `folder`/<family>_base."""
-    from megatron_tower.config import load
+    from megatron_tower.command import load
     from megatron_tower.data import corpora, manifest, tokenizer
     from megatron_tower.models.hf import random_hf
 

@@ -91,7 +91,7 @@ def _trainer(cfg: Config) -> "object":
 
 
 def _train(cfg: Config, tell: int) -> None:
-    from megatron_tower.runtime.signals import StopSignal
+    from megatron_tower.runtime.stop import StopSignal
 
     trainer = _trainer(cfg)
     cfg.phase_dir.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _train(cfg: Config, tell: int) -> None:
         return step()
 
     trainer.step = told
-    trainer.run(StopSignal())
+    trainer.run(StopSignal(Path(cfg.run_dir) / "triggers"))
 
 
 def _train_until(cfg: Config, last: int) -> None:

@@ -78,7 +78,7 @@ def test_killed_writer_is_an_error(trainer) -> None:
 def test_full_disk_is_an_error(trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever writes, the training or a process beside it."""
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr(writer, "facts", lambda path: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(writer, "file_facts", lambda path: (_ for _ in ()).throw(full))
     for words in (True, False):
         trainer.cfg.phase.async_save = words
         with pytest.raises(RuntimeError, match="No space left on device"), saving.Saver(trainer.cfg) as saver:

@@ -125,24 +125,35 @@ def test_command_refuses_another_architecture(
     assert "another architecture (num_layers: 4 -> 2)" in said
 
 
-def test_command_refuses_a_full_disk(copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    usage = shutil.disk_usage(copy)
+def test_a_full_disk_ends_a_phase_that_goes_on(copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as bad input: another start may find room."""
+    usage, before = shutil.disk_usage(copy), files(copy)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    said = refused(copy, folder, monkeypatch, capsys)
+    with pytest.raises(OSError, match="step 10 can't be saved") as full:
+        refused(copy, folder, monkeypatch, None)
+    distributed.shutdown()
+    assert files(copy) == before
+    said = str(full.value)
     needed = int(said.split(" takes ")[1].split(" bytes")[0].replace(",", ""))
     taken = sum(p.stat().st_size for p in copy.iterdir())
     assert "has 1,000 free" in said and 0.9 * taken < needed < 1.2 * taken
 
 
-def test_full_disk_at_a_later_save(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_met_at_the_door(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phase that has trained nothing is refused; later the same is an error of a save."""
     from megatron_tower.train import build
 
     cfg = curves.config(folder, "gemma2", "single", f"run_dir={tmp_path}/run")
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
-    trainer = build(cfg, Path(cfg.phase.start_from))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(InputError, match=r"takes [\d,]+ bytes and .* has 1,000 free"):
+    with pytest.raises(InputError, match=r"a checkpoint takes [\d,]+ bytes and .* has 1,000 free"):
+        build(cfg, Path(cfg.phase.start_from))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    trainer = build(cfg, Path(cfg.phase.start_from))
+    trainer.state.step = 7
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match="step 7 can't be saved"):
         saving.save(cfg, trainer.state)
     distributed.shutdown()
     assert not (tmp_path / "run").exists()

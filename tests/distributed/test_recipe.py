@@ -1,33 +1,16 @@
 """The whole recipe by its one command, at a size of seconds: data to report, run again, and what it refuses."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-WORDS = [
-    *("data.locales=[de_DE]", "data.cldr_per_locale=300", "data.sft_examples=600", "data.vocab_size=1024"),
-    *("data.rl_prompts=80", "data.preference_pairs=40", "pairs.prompts=20", "pairs.samples=2", "pairs.max_new_tokens=8"),
-    *("model.num_layers=2", "model.window_layers=[0]", "model.hidden_size=64", "model.ffn_hidden_size=96", "model.kv_channels=16"),
-    *("phase.seq_length=128", "phase.global_batch_size=4", "phase.micro_batch_size=2", "phase.train_steps=4"),
-    *("eval.text_per_locale=4", "eval.translations_per_locale=4", "eval.general=8", "eval.preference=8", "eval.verifiable=8"),
-    *("eval.bootstrap_samples=50", "eval.max_new_tokens=8"),
-]
-
-
-def recipe(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "megatron_tower.recipe", "recipe=demo", f"run_dir={folder / 'run'}", f"data.folder={folder / 'data'}"]
-    return subprocess.run([*command, *WORDS, *words], capture_output=True, text=True, timeout=900)
+from tests.distributed import tiny_recipe
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("recipe")
-    done = recipe(folder)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder, done.stdout
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    return tiny_recipe.finished(tmp_path_factory)
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -73,7 +56,7 @@ def test_the_export_answers_in_transformers_as_the_run_answers_here(finished):
 def test_a_second_run_finds_everything_done(finished):
     folder, _ = finished
     before = written(folder)
-    again = recipe(folder)
+    again = tiny_recipe.run(folder)
     assert again.returncode == 0, again.stderr
     assert written(folder) == before
 
@@ -81,7 +64,14 @@ def test_a_second_run_finds_everything_done(finished):
 def test_another_configuration_is_refused_and_nothing_is_touched(finished):
     folder, _ = finished
     before = written(folder)
-    other = recipe(folder, "phase.optimizer.lr=0.5")
+    other = tiny_recipe.run(folder, "phase.optimizer.lr=0.5")
     assert other.returncode == 2
     assert "was made with another configuration (phase.optimizer.lr: " in other.stderr
     assert written(folder) == before
+
+
+def test_where_ranks_are_jobs_the_recipe_says_who_submits_them(tmp_path):
+    done = tiny_recipe.run(tmp_path, "cluster=local_slurm")
+    assert done.returncode == 2
+    assert "cluster=local_slurm runs in jobs: python -m megatron_tower.launch submits them; cluster=local runs here" in done.stderr
+    assert not list(tmp_path.iterdir())

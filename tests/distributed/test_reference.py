@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from megatron_tower.config import InputError, load
+from megatron_tower.command import load
+from megatron_tower.config import InputError
 from megatron_tower.rollout import scoring
 from megatron_tower.runtime import distributed
 from megatron_tower.training import checkpoint, reference, saving

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_tower.config import load
+from megatron_tower.command import load
 from megatron_tower.rewards.pool import Verdict
 from megatron_tower.runtime import distributed
 from tests.distributed.room import grpo_words

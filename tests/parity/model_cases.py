@@ -2,6 +2,7 @@
 """Ranks of test_parity_models.py: python -m tests.parity.model_cases FOLDER LAYOUT..."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_tower.runtime import cpu
@@ -16,8 +17,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from safetensors.torch import load_file
 
 from megatron_tower.config import ClusterConfig, ModelConfig, ParallelConfig, PrecisionConfig
-from megatron_tower.models.build import NEVER, build_chunks
-from megatron_tower.models.forward import forward
+from megatron_tower.models import head as heads
+from megatron_tower.models.build import build_chunks
+from megatron_tower.models.forward import forward_to_head
 from megatron_tower.models.hf import load_hf, save_hf
 from megatron_tower.models.mapping import EMBEDDING, HEAD
 from megatron_tower.objectives.causal_lm import CausalLM
@@ -37,14 +39,16 @@ LAYOUTS = {
     "tp4": {"tensor": 4},
     "tp4pp2": {"tensor": 4, "pipeline": 2},
 }
+CHUNKS = {form: heads.CHUNK if i else 500 for i, form in enumerate(reference.FORMS)}  # logits at once: a few positions', or all
 FP32 = PrecisionConfig(name="fp32")
 
 
 def check(folder: Path, model: ModelConfig, layout: str, recompute: str = "none") -> None:
     """One model at one layout: logits, loss and gradients against transformers, and a round trip through the layout's shards."""
-    parallel = start(layout)
+    parallel = replace(start(layout), recompute=recompute)
     for form in reference.FORMS:
-        same_as_transformers(loaded(folder, model, parallel, recompute), folder, model, form, folder / f"{layout}-{recompute}-{form}")
+        heads.CHUNK = CHUNKS[form]
+        same_as_transformers(loaded(folder, model, parallel), folder, model, form, folder / f"{layout}-{recompute}-{form}")
     round_trip(folder, model, parallel, folder / f"{layout}-{recompute}")
 
 
@@ -54,8 +58,8 @@ def start(layout: str) -> ParallelConfig:
     return parallel
 
 
-def loaded(folder: Path, model: ModelConfig, parallel: ParallelConfig, recompute: str = "none") -> list:
-    chunks = build_chunks(model, parallel, FP32, recompute=recompute)
+def loaded(folder: Path, model: ModelConfig, parallel: ParallelConfig) -> list:
+    chunks = build_chunks(model, parallel, FP32)
     load_hf(chunks, model, folder / "model")
     return chunks
 
@@ -69,7 +73,7 @@ def same_as_transformers(chunks: list, folder: Path, model: ModelConfig, form: s
         gathered = [torch.empty_like(logits) for _ in range(group.size())]
         dist.all_gather(gathered, logits, group=group)
         logits = torch.cat(gathered, -1)
-        assert (logits[..., model.vocab_size :] == NEVER).all(), f"{where}: padding could be chosen"
+        assert (logits[..., model.vocab_size :] == heads.NEVER).all(), f"{where}: padding could be chosen"
         worst = close(logits[..., : model.vocab_size], expected["logits"], 1e-4, f"{where}: logits")
         print(f"{where}: logits within {worst:.1e} of transformers")
         close(loss, expected["loss"], 1e-3, f"{where}: loss")
@@ -89,12 +93,13 @@ def run(chunks: list, batch: object) -> tuple[torch.Tensor | None, torch.Tensor 
     wrapped = [DistributedDataParallel(config, DistributedDataParallelConfig(use_distributed_optimizer=False), c) for c in chunks]
 
     def step(data: object, model: torch.nn.Module):
-        def loss(output: torch.Tensor):
-            terms = objective.loss(output, batch)
-            seen.extend([output.detach().contiguous(), terms.sum.detach()])
+        def loss(head: heads.Head):
+            terms = objective.loss(head, batch)
+            logits = head.logits(head.rows()).unflatten(0, (-1, head.hidden.shape[1])).transpose(0, 1)
+            seen.extend([logits.reshape(*batch.tokens.shape, -1), terms.sum.detach()])
             return terms.sum, terms.weight.int(), {}
 
-        return forward(model, batch), loss
+        return forward_to_head(model, batch), loss
 
     packed = batch.cu_seqlens is not None
     rows, length = (1, batch.tokens.numel()) if packed else batch.tokens.shape

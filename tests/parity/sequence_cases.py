@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from megatron_tower.config import ClusterConfig, GRPOConfig, ParallelConfig, WPOConfig
 from megatron_tower.data.batch import PreferenceBatch, RolloutBatch, SequenceBatch
 from megatron_tower.data.sequences import Encoded, micro_batches
+from megatron_tower.models import head as heads
 from megatron_tower.models.build import build_chunks
-from megatron_tower.models.forward import forward
+from megatron_tower.models.forward import forward, forward_to_head
 from megatron_tower.models.hf import load_hf, save_hf
 from megatron_tower.objectives.grpo import GRPO
 from megatron_tower.objectives.wpo import WPO
@@ -36,6 +37,7 @@ WPO_CONFIG = WPOConfig(beta=0.3, sft_coefficient=0.1)
 GRPO_CONFIG = GRPOConfig(kl=0.2, importance_cap=1.1)
 LENGTHS = [(5, 9), (5, 14), (11, 30), (11, 6)]  # prompt and answer: two pairs; longer than the window
 FORMS = ("packed", "unpacked")
+CHUNKS = {"packed": 500, "unpacked": heads.CHUNK}  # logits at once: those of a few positions, made again; all, kept
 
 
 def sequences() -> list[Encoded]:
@@ -112,6 +114,7 @@ def check(folder: Path, name: str, layout: str) -> None:
         for form in FORMS:
             chunks = build_chunks(model, parallel, FP32)
             load_hf(chunks, model, folder / "model")
+            heads.CHUNK = CHUNKS[form]
             where = f"{name} {layout} {kind} {form}"
             loss = run(chunks, kind, [with_knowledge(kind, batch, 2 * i) for i, batch in enumerate(batches(form, parallel))])
             if loss is not None:
@@ -137,12 +140,12 @@ def run(chunks: list, kind: str, given: list) -> torch.Tensor | None:
     def step(data, model):
         batch = next(data)
 
-        def loss(logits: torch.Tensor):
-            terms = objective.loss(logits, batch)
+        def loss(head: heads.Head):
+            terms = objective.loss(head, batch)
             seen.append(terms.sum.detach())
             return terms.sum, terms.weight.int(), {}
 
-        return forward(model, batch), loss
+        return forward_to_head(model, batch), loss
 
     packed = given[0].cu_seqlens is not None
     rows, length = (1, given[0].tokens.numel()) if packed else given[0].tokens.shape

@@ -12,7 +12,8 @@ from megatron.core import parallel_state
 
 from megatron_tower.config import InputError, ParallelConfig
 from megatron_tower.data.batch import Batch
-from megatron_tower.models import attention
+from megatron_tower.models.attention import plain
+from megatron_tower.rollout import steps
 from megatron_tower.rollout.generate import generate, sample
 from megatron_tower.rollout.sampling import next_tokens
 from tests.parity import generation_cases as cases
@@ -114,6 +115,33 @@ def test_samples_depend_on_their_key_alone(single_rank, folder: Path, family: st
     assert all(row[0] == row[1] for row in answers["cold"])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fixed_shapes_equal_growing_caches(single_rank, folder: Path, family: str, monkeypatch: pytest.MonkeyPatch):
+    """What a GPU replays as graphs, run here as it is: rows that stay for a while after they stopped, spans of the cache, its reuse."""
+    growing = cases.run(family, folder / family, SINGLE)
+    made, sizes = [], set()
+
+    class Watched(steps.FixedSteps):
+        def __init__(self, *args: object):
+            super().__init__(*args)
+            made.append(self)
+
+        def _run(self, rows: int, span: int) -> torch.Tensor:
+            sizes.add((rows, span))
+            return super()._run(rows, span)
+
+    monkeypatch.setattr(steps, "SPAN", 16)
+    monkeypatch.setattr("megatron_tower.rollout.generate.steps_for", Watched)
+    fixed = cases.run(family, folder / family, SINGLE)
+    for name, answers in growing.items():
+        if name in cases.CASES:
+            assert fixed[name] == answers, name
+        else:
+            _assert_alike(fixed[name], answers, name)
+    assert len(made) == len(growing)  # one for all batches of a call
+    assert len({rows for rows, _ in sizes}) > 3 and len({span for _, span in sizes}) > 2, sizes
+
+
 def test_layouts_equal_one_rank(launch, single_rank, folder: Path):
     alone = {family: cases.run(family, folder / family, SINGLE, cases.IN_LAYOUTS) for family in FAMILIES}
     launch("tests.parity.generation_cases", cases.RANKS, str(folder))
@@ -147,7 +175,7 @@ def test_training_goes_on_after_generation(single_rank, folder: Path, family: st
         forward(model, batch).square().sum().backward()
         return [parameter.grad.clone() for parameter in model.parameters()]
 
-    for cached in (attention._causal, attention._causal_bias, attention._itself):
+    for cached in (plain._causal, plain._causal_bias, plain._itself):
         cached.cache_clear()
     model = cases.load(family, folder / family, SINGLE).train()
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}

@@ -22,7 +22,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "mlp", "full"])
 @pytest.mark.parametrize("name", reference.MODELS)
 def test_one_rank(single_rank, expected: Path, name: str, recompute: str):
     model_cases.check(expected / name, reference.MODELS[name], "single", recompute)

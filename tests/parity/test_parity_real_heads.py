@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_tower.config import ParallelConfig, load
+from megatron_tower.command import load
+from megatron_tower.config import ParallelConfig
 from megatron_tower.runtime import distributed
 from tests.parity import model_cases, real_head_cases, reference
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from megatron.core import parallel_state
 
-from megatron_tower.models.build import NEVER
+from megatron_tower.models.head import NEVER
 from megatron_tower.models.hf import random_hf
 from megatron_tower.objectives.logprobs import token_logprobs_and_collision, token_logprobs_and_entropy
 from megatron_tower.rollout.sampling import next_tokens

@@ -14,7 +14,8 @@ from megatron_tower.runtime import cpu
 
 cpu.install()
 
-from megatron_tower.config import Config, load
+from megatron_tower.command import load
+from megatron_tower.config import Config
 from megatron_tower.runtime import distributed
 from tests.distributed import curves, room
 from tests.parity import model_cases, reference

@@ -168,11 +168,11 @@ def check_extras() -> None:
     part = logits.chunk(group.size(), -1)[group.rank()].float()
     p = torch.softmax(logits, -1)
     q = torch.softmax(logits / 0.7, -1)
-    for chunk in (logprobs.CHUNK, 30):
-        before, logprobs.CHUNK = logprobs.CHUNK, chunk
+    for chunk in (logprobs.PIECE, 30):
+        before, logprobs.PIECE = logprobs.PIECE, chunk
         logp, collision = logprobs.token_logprobs_and_collision(part, batch.labels, group)
         _, entropy = logprobs.token_logprobs_and_entropy(part, batch.labels, group, 0.7)
-        logprobs.CHUNK = before
+        logprobs.PIECE = before
         torch.testing.assert_close(logp.double(), p.gather(-1, batch.labels[..., None])[..., 0].log(), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(collision.double(), p.square().sum(-1).log(), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(entropy.double(), -(q * q.log()).sum(-1), rtol=1e-6, atol=1e-6)
@@ -181,11 +181,11 @@ def check_extras() -> None:
 def check_chunks() -> None:
     """Reading the logits in chunks of two positions changes neither value nor gradient."""
     batch, whole = packed(), []
-    for chunk in (logprobs.CHUNK, 2 * VOCABULARY):
-        before, logprobs.CHUNK = logprobs.CHUNK, chunk
+    for chunk in (logprobs.PIECE, 2 * VOCABULARY):
+        before, logprobs.PIECE = logprobs.PIECE, chunk
         logits = logits_of(batch).chunk(parallel_state.get_tensor_model_parallel_world_size(), -1)[0].clone().requires_grad_()
         WPO(WPO_FORMS[0]).loss(logits, preference_batch(batch)).sum.backward()
-        logprobs.CHUNK = before
+        logprobs.PIECE = before
         whole.append(logits.grad)
     assert torch.equal(*whole)
 

@@ -10,7 +10,24 @@ import pytest
 
 from megatron_tower.config import REPOSITORY
 
-ROOMS = ("checks", "config", "runtime", "data", "models", "objectives", "rewards", "rollout", "training", "train", "translate", "recipe")
+ROOMS = (
+    "plan",
+    "step_time",
+    "checks",
+    "config",
+    "command",
+    "runtime",
+    "data",
+    "models",
+    "objectives",
+    "rewards",
+    "rollout",
+    "training",
+    "train",
+    "translate",
+    "recipe",
+    "launch",
+)
 PACKAGE = REPOSITORY / "megatron_tower"
 
 
@@ -46,7 +63,22 @@ def test_imports_point_one_way(path: Path) -> None:
             assert ROOMS.index(other) <= ROOMS.index(own), f"{own} is before {other}, and {path.name} imports {module}"
 
 
-@pytest.mark.parametrize("module", ["config", "recipe", "data.prepare", "rewards.worker", "rewards.maths", "rewards.translation"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "command",
+        "recipe",
+        "launch",
+        "job",
+        "train",
+        "runtime.sweep",
+        "data.prepare",
+        "rewards.worker",
+        "rewards.maths",
+        "rewards.translation",
+        "step_time",
+    ],
+)
 def test_imports_no_torch(module: str) -> None:
     code = f"import sys, megatron_tower.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,10 +1,14 @@
 """The benchmark at its smallest: both sides compute the same, every line is there, a difference is refused. Nothing is timed."""
 
-import pytest
+from dataclasses import replace
 
-from tools import bench, bench_convert, bench_rl
+import pytest
+import torch
+
+from tools import bench, bench_convert, bench_gpu, bench_rl
 
 SHAPE = {"num_layers": 2, "hidden_size": 128, "ffn_hidden_size": 96}
+VISIBLE = {"1 x 64": 2080, "4 x 16": 544, "32 x 2": 96, "1 x 64, window 32": 2080 - 528}  # pairs of tokens
 WORK = bench.Work(rows=2, tokens=16, decode_rows=(2,), prompt=4, new=3, steps=1, turns=1)
 
 
@@ -27,7 +31,7 @@ def test_sides_that_differ_are_not_compared():
 
 @pytest.mark.parametrize("size", bench.SIZES)
 def test_sizes_are_what_they_are_called(size: str):
-    from megatron_tower.training.throughput import parameters
+    from megatron_tower.plan import parameters
 
     for family in bench.ATTENTION:
         count = parameters(bench.configure(family, bench.SIZES[size], bench.Work()).model)
@@ -59,3 +63,54 @@ def test_conversion_stands_beside_cp(tmp_path):
     file = other.files[0]
     file.write_bytes(file.read_bytes()[:-1] + b"\x55")
     assert bench_convert._differing(one, other) == [list(other.tensors)[-1]]
+
+
+@pytest.mark.parametrize("name", ["gemma2_2b", "qwen25_1.5b"])
+def test_attention_back_ends_take_turns(monkeypatch, name: str):
+    """Three ways to pack and a window, each back end in each; one that computes something else is told and not timed."""
+    from tools import bench_attention
+
+    shape = replace(bench_attention.SHAPES[name], heads=4, dim=8)
+    offered = {"eager"} if shape.softcap else {"eager", "sdpa"}
+    said = list(bench_attention.compare(name, shape, 64, turns=1, steps=1))
+    rows = [row for row in said if not isinstance(row, str)]
+    assert [row.packed for row in rows if row.backend == "eager"] == ["1 x 64", "4 x 16", "32 x 2", "1 x 64, window 32"]
+    assert {row.backend for row in rows} == offered and len(said) == 4 * len(offered) + 6 - len(offered)
+    for row in rows:
+        assert row.tflops == pytest.approx(14 * VISIBLE[row.packed] * 4 * 8 / row.both / 1e9)
+        assert {bench_attention.line(row, 1.0).count("|")} == {part.count("|") for part in bench_attention.HEAD.split("\n")}
+    monkeypatch.setitem(bench_attention.TOLERANCE, torch.float32, 0.0)
+    wrong = list(bench_attention.compare(name, shape, 64, turns=1, steps=1))
+    assert sum("is wrong" in row for row in wrong if isinstance(row, str)) == 4 * len(offered)
+
+
+def test_steps_and_sampling_of_the_gpu_tables_run_here(single_rank, monkeypatch):
+    """Tiny shapes on this machine: a side that needs no card has a row, another a sentence."""
+    fp32, two = "precision=fp32", "phase.micro_batch_size=2"
+    monkeypatch.setattr(bench_gpu, "BF16", fp32)
+    ways = (("fp32", (fp32,)), ("fp32, MLP recompute", (fp32, two, bench_gpu.MLP)), ("FP8", (bench_gpu.TENSORWISE,)))
+    case = bench_gpu.Case("tiny", "tiny_gemma2", ways, ("eager",), layers=3, seq_length=128, micro_batches=2)
+    found = list(bench_gpu.compare(case, turns=1, steps=1))
+    rows = [row for row in found if not isinstance(row, str)]
+    assert [(row.side, row.rows) for row in rows] == [("ours, fp32", 1), ("ours, fp32, MLP recompute", 2), ("transformers, eager", 1)]
+    assert all(row.rate > 0 and abs(row.loss - 8.3) < 0.5 for row in rows), rows  # ln 4096
+    assert [row for row in found if isinstance(row, str)] and "Transformer Engine" in "".join(row for row in found if isinstance(row, str))
+    assert {bench_gpu.line(row, 1.0).count("|") for row in rows} == {line.count("|") for line in bench_gpu.HEAD.split("\n")} == {9}
+    assert [(side, rate > 0) for _, side, rate, *_ in bench_gpu.sampling("tiny_gemma2", 2, 4, 3, 1)] == [
+        ("ours", True),
+        ("transformers, eager", True),
+    ]
+    with pytest.raises(bench.InputError, match="this machine has no CUDA"):
+        bench_gpu.run(None)
+
+
+def test_every_gpu_case_is_a_configuration():
+    """All words of all cases compose, but for Transformer Engine where it is not installed."""
+    for case in bench_gpu.CASES:
+        for _, words in case.ours:
+            try:
+                cfg = bench_gpu.configure(case, words)
+            except bench.InputError as error:
+                assert "Transformer Engine" in str(error)
+            else:
+                assert max(cfg.model.window_layers, default=0) < cfg.model.num_layers == (case.layers or cfg.model.num_layers)

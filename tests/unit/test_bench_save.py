@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_tower.training.throughput import parameters
+from megatron_tower.plan import parameters
 from tools import bench, bench_save
 
 SHAPE = {"num_layers": 2, "hidden_size": 128, "ffn_hidden_size": 96}

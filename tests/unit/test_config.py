@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_tower.config import CONF, REPOSITORY, Config, InputError, check_phase, difference, load
+from megatron_tower.command import load
+from megatron_tower.config import CONF, REPOSITORY, Config, InputError, check_phase, difference
 from megatron_tower.recipe import phase_words, steps
 
 
@@ -27,7 +28,8 @@ def test_every_model_and_phase_composes(model, phase):
 @pytest.mark.parametrize("group", ["data", "parallel", "eval", "recipe", "cluster"])
 def test_every_other_choice_composes_and_carries_its_own_name(group):
     for choice in choices(group):
-        assert getattr(load([f"{group}={choice}"]), group).name == choice
+        large = ["model=qwen25_72b", "precision=bf16"] if group == "parallel" and "b_" in choice else []
+        assert getattr(load([f"{group}={choice}", *large]), group).name == choice
 
 
 @pytest.mark.parametrize("model, billions", [("gemma2_2b", 2.614), ("gemma2_9b", 9.242), ("qwen25_1_5b", 1.544), ("qwen25_72b", 72.706)])
@@ -53,7 +55,11 @@ BAD = {
     "parallel.virtual_pipeline=2": "parallel.pipeline of 2 or more",
     "parallel.sequence_parallel=true": "parallel.tensor of 2 or more",
     "precision=fp8_delayed": "Transformer Engine",
-    "model.attention_backend=magic": "use one of auto, eager, sdpa",
+    "parallel.recompute=all": "use one of none, selective, mlp, full",
+    "parallel.gradients=float16": "use one of float32, bfloat16",
+    "model.attention_backend=magic": "use one of auto, eager, sdpa, flex, flash2, flash4, te",
+    "model.attention_backend=sdpa": "sdpa has no soft-cap, which model=tiny_gemma2 needs: use auto",
+    "model.attention_backend=flash4": "needs flash-attn-4, which is not installed: pip install flash-attn-4",
     "model.hf_folder=/nowhere": "config.json",
     "phase.seq_length=long": "phase.seq_length",
     "phase.objective=wpo": "phase.objective.name=wpo is unknown",
@@ -99,7 +105,6 @@ def test_bad_words_name_the_key(word):
         (["phase.seq_length=255", "parallel=tp2_sp"], "as sequence_parallel needs"),
         (["phase.seq_length=4096"], "context of 1024"),
         (["phase.epochs=1"], "either phase.train_steps or phase.epochs"),
-        (["phase.recompute=all"], "none, selective, full"),
         (["phase.keep_last=0"], "phase.keep_last=0 must be 1 or more"),
         (["phase.keep_every=-1"], "keep_every=-1 0 or more"),
         (["phase.export=gguf"], "use one of None, hf"),
@@ -151,6 +156,20 @@ def test_recipe_steps_are_commands_and_the_users_words_win():
     assert plan[3].command[1:3] == ["-m", "megatron_tower.train"]
     with pytest.raises(InputError, match=r"phase\.seq_length"):
         steps(cfg, ["phase.seq_length=4096"])
+    with pytest.raises(InputError, match=r"eval\.output=scores would take the scores of every phase"):
+        steps(load(["eval.output=scores"]), [])
+    with pytest.raises(InputError, match="names no phases"):
+        steps(load(["recipe.phases=[]"]), [])
+
+
+@pytest.mark.parametrize(("model", "layout"), [("gemma2_2b", "2b_8"), ("gemma2_9b", "9b_8"), ("qwen25_72b", "72b_8")])
+def test_the_real_recipe_fits_into_the_gpus_of_the_real_layouts(model: str, layout: str):
+    words = ["recipe=tower_plus", f"model={model}", f"parallel={layout}", "precision=bf16", "cluster=h100_pyxis", "run_dir=r"]
+    assert "train grpo" in [step.title for step in steps(load(words), words)]
+    with pytest.raises(InputError, match=r"phase=grpo .* needs .* GiB of a GPU"):
+        steps(load([*words, "recipe.overrides.grpo=['phase.rollout.batch_size=512']"]), words)
+    with pytest.raises(InputError, match=r"phase\.rollout\.batch_size=8 sets a key of a section that is null here"):  # in phase=cpt
+        steps(load(words), [*words, "phase.rollout.batch_size=8"])
 
 
 def test_every_recipe_number_carries_its_provenance():

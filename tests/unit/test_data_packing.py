@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_tower import config
+from megatron_tower import command
 from megatron_tower.config import Config, InputError
 from megatron_tower.data import chat, corpora, manifest, packing, tokenizer
 from megatron_tower.data.batch import Batch
@@ -54,7 +54,7 @@ def run(folder: Path, phase: str, *more: str) -> Config:
         "phase.train_steps=1",
         "data.vocab_size=300",
     ]
-    return config.load([*words, *more])
+    return command.load([*words, *more])
 
 
 def segments(row: Batch) -> list[tuple[torch.Tensor, ...]]:

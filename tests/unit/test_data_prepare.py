@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_tower import config
+from megatron_tower import command, config
 from megatron_tower.config import Config, InputError
 from megatron_tower.data import cldr, corpora, examples, instructions, manifest, tasks, tokenizer
 from megatron_tower.data.damage import damage
@@ -20,7 +20,7 @@ from megatron_tower.data.split import HeldOut, split, words
 
 
 def demo(folder: Path, *more: str) -> Config:
-    return config.load([f"data.folder={folder}", *more])
+    return command.load([f"data.folder={folder}", *more])
 
 
 @pytest.fixture(scope="module")

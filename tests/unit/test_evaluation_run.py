@@ -16,7 +16,8 @@ from evaluation.tasks import TASKS
 from evaluation.tasks.preference import PREFERENCE as PREFERENCE_TASK
 from evaluation.tasks.task import Likelihood
 from evaluation.tasks.verifiable import VERIFIABLE as VERIFIABLE_TASK
-from megatron_tower.config import Config, InputError, load
+from megatron_tower.command import load
+from megatron_tower.config import Config, InputError
 from megatron_tower.data import manifest
 from megatron_tower.rewards.pool import Verdict
 

@@ -1,4 +1,7 @@
-"""The attention module against a loop in float64 that reads like the definition, for every combination of its features."""
+"""The attention module against a loop in float64 that reads like the definition, for every combination of its features and every back end.
+
+Kernels of other packages stand behind fakes of their signatures (attention_fakes.py); FlexAttention runs uncompiled.
+"""
 
 import itertools
 import math
@@ -6,13 +9,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
-from megatron_tower.models.attention import CoreAttention, _causal, _causal_bias
+from megatron_tower.models import attention as module_under_test
+from megatron_tower.models.attention import CoreAttention
+from megatron_tower.models.attention.choice import choose
+from megatron_tower.models.attention.plain import _causal, _causal_bias
 from megatron_tower.models.packing import pack
+from tests.unit import attention_fakes
 
 DIM, SCALE = 8, 0.4
-BACKENDS = [("eager", None), ("eager", 1.5), ("sdpa", None), ("auto", None), ("auto", 1.5)]
+PLAIN = [("eager", None), ("eager", 1.5), ("sdpa", None), ("auto", None), ("auto", 1.5)]
+KERNELS = [(name, softcap) for name in ("flex", "flash2", "flash4") for softcap in (None, 1.5)] + [("te", None)]
+BACKENDS = PLAIN + KERNELS
 WINDOWS = [None, 1, 5]
 GROUPS = [1, 2, 4]
 
@@ -34,8 +44,12 @@ def naive(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, window: int | 
 
 
 def module(backend: str, softcap: float | None, window: int | None) -> CoreAttention:
-    config = SimpleNamespace(softmax_scale=SCALE)
-    return CoreAttention(config, 3, backend=backend, softcap=softcap, window=window, window_layers=(0, 2))
+    asked = {"attn_mask_type": AttnMaskType.causal, "attention_type": "self", "cp_comm_type": None, "pg_collection": None}
+    return CoreAttention(config(), 3, backend=backend, softcap=softcap, window=window, window_layers=(0, 2), **asked)
+
+
+def config(deterministic: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(softmax_scale=SCALE, kv_channels=DIM, params_dtype=torch.float32, deterministic_mode=deterministic)
 
 
 def random(*shape: int) -> Tensor:
@@ -43,8 +57,11 @@ def random(*shape: int) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def kernels(monkeypatch):
+    """Every back end, on this CPU."""
     torch.manual_seed(0)
+    attention_fakes.install(monkeypatch)
+    monkeypatch.setattr(module_under_test, "choose", lambda word, wanted: choose(word, wanted) if word == "auto" else word)
 
 
 @pytest.mark.parametrize("groups", GROUPS)
@@ -114,10 +131,7 @@ def test_a_mask_made_while_generating_serves_training(backend: str, softcap: flo
 
 
 def test_only_layers_of_the_window_have_it():
-    layers = [
-        CoreAttention(SimpleNamespace(softmax_scale=1.0), n, backend="auto", softcap=None, window=4, window_layers=(0, 2))
-        for n in (1, 2, 3)
-    ]
+    layers = [CoreAttention(config(), n, backend="auto", softcap=None, window=4, window_layers=(0, 2)) for n in (1, 2, 3)]
     assert [layer.window for layer in layers] == [4, None, 4]
 
 

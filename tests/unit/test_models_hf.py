@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_tower.config import CONF, InputError, ModelConfig, ParallelConfig, PrecisionConfig, RopeScaling, load
+from megatron_tower.command import load
+from megatron_tower.config import CONF, InputError, ModelConfig, ParallelConfig, PrecisionConfig, RopeScaling
 from megatron_tower.models import rope
 from megatron_tower.models.build import build_chunks
 from megatron_tower.models.families import FAMILIES, family_of
 from megatron_tower.models.hf import load_hf, model_config, random_hf, save_hf
 from megatron_tower.models.mapping import Weight, differences
-from megatron_tower.training.throughput import parameters
+from megatron_tower.plan import parameters
 
 SHAPE = {
     "num_layers": 2,

@@ -13,7 +13,11 @@ from megatron_tower.models.softcap import softcap
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rms_norm(zero_centered: bool, dtype: torch.dtype):
     config = SimpleNamespace(
-        layernorm_zero_centered_gamma=zero_centered, params_dtype=dtype, sequence_parallel=True, use_cpu_initialization=True
+        layernorm_zero_centered_gamma=zero_centered,
+        params_dtype=dtype,
+        sequence_parallel=True,
+        use_cpu_initialization=True,
+        transformer_impl="local",
     )
     norm = RMSNorm(config, 16, 1e-2)
     assert norm.weight.dtype == dtype and norm.weight.sequence_parallel

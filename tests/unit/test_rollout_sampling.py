@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_tower.rollout import sampling
 from megatron_tower.rollout.sampling import next_tokens
 
 DRAWS = 20_000
@@ -70,3 +71,16 @@ def test_greedy_breaks_ties_by_the_lowest_id():
     logits[0, [7, 400, 999]] = 1.0
     logits[1, [999, 998]] = 1.0
     assert next_tokens(logits, torch.zeros(3), 0.0, 1.0, OneRank()).tolist() == [7, 998, 0]
+
+
+def test_the_nucleus_of_flat_and_of_peaked_rows_is_the_sorted_one(monkeypatch: pytest.MonkeyPatch):
+    """Whether it fits into what is sorted first or not, in a batch of both."""
+    rng = np.random.default_rng(3)
+    logits = torch.from_numpy(rng.normal(size=(8, 400)) * np.array([0.1, 6.0] * 4)[:, None])
+    probabilities = logits.softmax(-1)
+    for size in (400, 20):
+        monkeypatch.setattr(sampling, "SORTED", size)
+        for rows in (probabilities, probabilities[1::2]):  # the peaked ones alone need no whole sort
+            wanted = [nucleus(row.log(), 1.0, 0.9) for row in rows]
+            least = sampling._least(rows, 0.9)
+            assert all(((row >= least).numpy() == (kept > 0)).all() for row, least, kept in zip(rows, least, wanted, strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_tower import translate
-from megatron_tower.config import load
+from megatron_tower.command import load
 
 SHAPE = ("num_layers=2", "window_layers=[0]", "hidden_size=32", "ffn_hidden_size=48", "kv_channels=8", "max_position_embeddings=256")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_tower.config import Config, InputError, load
+from megatron_tower.command import load
+from megatron_tower.config import Config, InputError
 from megatron_tower.runtime import progress, run_dir
 
 

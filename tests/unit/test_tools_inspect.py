@@ -62,7 +62,7 @@ def test_checkpoint(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_both_hold_the_same_parameters(made: Path) -> None:
     """The numbers are those of the shape: no padding, nothing twice."""
-    from megatron_tower.training.throughput import parameters
+    from megatron_tower.plan import parameters
 
     for path in ("hf", "megatron"):
         found = inspect_checkpoint.groups(inspect_checkpoint.inspect(made / path).tensors)

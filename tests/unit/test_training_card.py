@@ -9,7 +9,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from megatron_tower.config import CONF, load
+from megatron_tower.command import load
+from megatron_tower.config import CONF
 from megatron_tower.data.manifest import digest
 from megatron_tower.data.sources import fingerprint
 from megatron_tower.training import card, checkpoint
@@ -111,3 +112,6 @@ def test_provenance_of_every_figure_is_read(name: str) -> None:
         assert found["objective.clamp"] == (1.0, "proxy: WPO authors, Llama 3 8B") and found["epochs"][1] == found["objective.clamp"][1]
     if name == "grpo":
         assert found["rollout.top_p"] == (0.95, "proxy: MiLMMT-46") and found["global_batch_size"][1].endswith("; prompts")
+
+
+# CONF

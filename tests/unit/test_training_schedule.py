@@ -2,9 +2,11 @@
 
 import pytest
 
-from megatron_tower.config import OptimizerConfig, load
+from megatron_tower.command import load
+from megatron_tower.config import OptimizerConfig
+from megatron_tower.plan import flops_per_token, parameters
 from megatron_tower.training.optimizer import lr_at
-from megatron_tower.training.throughput import flops_per_token, parameters, throughput
+from megatron_tower.training.throughput import throughput
 
 
 @pytest.mark.parametrize(("schedule", "last", "middle"), [("cosine", 0.1, 0.55), ("linear", 0.1, 0.55), ("constant", 1.0, 1.0)])

@@ -1,73 +1,42 @@
-"""The one attention of every model: soft-cap, sliding window, grouped queries, packed sequences, key-value cache.
+"""Attention that takes every mask, in plain PyTorch: the reference (`eager`), and PyTorch's fused kernel where it serves (`sdpa`).
 
     out = softmax(mask(cap * tanh(q k^T * scale / cap))) v        query i sees key j when  j <= i  and  i - j < window
 
-Given to megatron-core's SelfAttention as `core_attention`. Back ends, a config word (`model.attention_backend`):
-    eager  the reference: float32 softmax, every feature
-    sdpa   torch.nn.functional.scaled_dot_product_attention: everything but the soft-cap
-    auto   sdpa where it can, else eager
-Leaves out: context parallelism, attention dropout, fused soft-cap kernels for GPUs.
+Whatever the back end, queries that stand behind a cache and prompts padded on the left are attended here.
+Packed rows are cut into buckets of segments of similar length (packing.py).
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron_tower.models.packing import Packing
 
 
-class CoreAttention(nn.Module):
-    """Attention between given queries, keys and values of one layer; holds no weights.
+class Plain:
+    """`eager`: float32 softmax, every feature; else sdpa, which has no soft-cap."""
 
-    `window_layers` are counted from 0, megatron's `layer_number` from 1.
-    """
+    def __init__(self, eager: bool, scale: float, softcap: float | None, window: int | None):
+        self.attend: Callable[..., Tensor]
+        if eager:
+            self.attend = partial(_eager, scale=scale, softcap=softcap, window=window)
+        else:
+            self.attend = partial(_sdpa, scale=scale, window=window)
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        layer_number: int,
-        *,
-        backend: str,
-        softcap: float | None,
-        window: int | None,
-        window_layers: tuple[int, ...],
-        **_: object,  # mask type, attention type, process groups: megatron passes them to every core attention
-    ):
-        super().__init__()
-        self.scale = config.softmax_scale
-        self.softcap = softcap
-        self.window = window if layer_number - 1 in window_layers else None
-        self.eager = backend == "eager" or softcap is not None
+    def rows(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """q [s_q, batch, heads, dim], k and v [s_k, batch, groups, dim] -> [s_q, batch, heads * dim].
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        packed_seq_params: Packing | None = None,
-        **_: object,
-    ) -> Tensor:
-        """Queries [s_q, batch, heads, dim], keys and values [s_k, batch, groups, dim] -> [s_q, batch, heads * dim].
-
-        With fewer queries than keys (a cache), query i stands at position s_k - s_q + i.
-        attention_mask: [batch, 1, 1, s_k] bool, True hides a key (the padding left of a prompt); None hides nothing.
-        packed_seq_params: then everything is [total, heads, dim], without a batch dimension, and returns [total, heads * dim].
+        Query i stands at position s_k - s_q + i. hidden: [batch, 1, 1, s_k] bool, True hides a key.
         """
-        if packed_seq_params is None:
-            out = self.attend(query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), attention_mask)
-            return out.transpose(0, 1)
-        buckets = zip(*map(packed_seq_params.pad, (query, key, value)), strict=True)
-        return packed_seq_params.unpad([self.attend(q, k, v, None) for q, k, v in buckets])
+        return self.attend(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), hidden).transpose(0, 1)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
-        """q [batch, s_q, heads, dim], k and v [batch, s_k, groups, dim], hidden as above -> [batch, s_q, heads * dim]."""
-        if self.eager:
-            return _eager(q, k, v, hidden, self.scale, self.softcap, self.window)
-        return _sdpa(q, k, v, hidden, self.scale, self.window)
+    def packed(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+        """q [total, heads, dim], k and v [total, groups, dim] -> [total, heads * dim]."""
+        buckets = zip(*map(packing.pad, (q, k, v)), strict=True)
+        return packing.unpad([self.attend(*bucket, None) for bucket in buckets])
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, scale: float, softcap: float | None, window: int | None) -> Tensor:

@@ -1,0 +1,151 @@
+"""The one way in for every command line: Hydra words in, a checked `Config` out, bad input as one sentence and exit code 2.
+
+    @entry_point
+    def main(cfg: Config) -> None: ...
+
+Imports no torch: submitting is instant.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megatron_tower.config import CONF, OBJECTIVES, CausalLMConfig, Config, GRPOConfig, InputError, WPOConfig, check
+
+NODES_FAILED = 3  # exit code
+LAUNCHER = "hydra_plugins.megatron_tower.SweepLauncher"  # the name under which runtime/sweep.py registers it
+
+
+class NodeError(Exception):
+    """Nodes that can't do the work (runtime/preflight.py): one sentence that names them. Entry points print it and exit with 3."""
+
+
+def _register() -> None:
+    """Let Hydra know every key, so that a command line may set one that no YAML file mentions, and what a sweep is run by."""
+    Plugins.instance()  # registers launchers of the names below, which end or wait for ever at the first cell that fails
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="hydra/launcher", name="basic", node={"_target_": LAUNCHER})
+    store.store(group="hydra/launcher", name="submitit_slurm", node={"_target_": LAUNCHER, "array_parallelism": 256})
+    OmegaConf.register_new_resolver("digest", _digest, replace=True)
+
+
+def own_words() -> list[str]:
+    """The words of this command line; of the job that runs, where it is a sweep's."""
+    return list(HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:])
+
+
+def identity(words: Sequence[str]) -> tuple[str, ...]:
+    """What a command computes: its words, those left out that say where and for how long it runs."""
+    return tuple(sorted(word for word in words if not re.match(r"[+~]*cluster[=.]", word)))
+
+
+def _digest(words: ListConfig) -> str:
+    """A short name for a sweep, in conf/config.yaml."""
+    return hashlib.sha256("\n".join(identity(words)).encode()).hexdigest()[:8]
+
+
+def typed(composed: DictConfig) -> Config:
+    """The composed config as dataclasses; raises InputError for a key that was added (`+x=`), a missing value, a broken interpolation."""
+    try:
+        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed)))
+        cfg.phase.objective = _objective(cfg.phase.objective)
+    except OmegaConfBaseException as error:
+        raise InputError(_one_line(error)) from error
+    return cfg
+
+
+def _objective(options: object) -> CausalLMConfig | WPOConfig | GRPOConfig:
+    """The options under the schema that their name selects."""
+    name = options.get("name") if isinstance(options, dict) else options
+    if name not in OBJECTIVES or not isinstance(options, dict):
+        raise InputError(f"phase.objective.name={name} is unknown: use one of {', '.join(OBJECTIVES)}, as in phase.objective.name=wpo")
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(OBJECTIVES[name]), options))
+
+
+def load(overrides: list[str]) -> Config:
+    """Compose `conf/` with Hydra words, as a command line would, and check it; also inside a Hydra command line (a recipe's phases)."""
+    _register()
+    hydras, outer = GlobalHydra.instance(), GlobalHydra.instance().hydra
+    hydras.hydra = None
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base=None):
+            cfg = typed(hydra.compose("config", overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_one_line(error)) from error
+    except AssertionError as error:
+        raise _absent(error, overrides) from error
+    finally:
+        hydras.hydra = outer
+    check(cfg)
+    return cfg
+
+
+def entry_point(main: Callable[[Config], None]) -> Callable[[], None]:
+    """Make `main(cfg)` a Hydra command line: checked config in, one sentence and exit 2 on bad input. With -m: `runtime/sweep.py`."""
+
+    def run(composed: DictConfig) -> None:
+        try:
+            cfg = typed(composed)
+            check(cfg)
+            main(cfg)
+        except InputError as error:  # here, where Hydra has not yet announced a failed job
+            refuse(error)
+        except NodeError as error:
+            refuse(error, NODES_FAILED)
+
+    def command_line() -> None:
+        _register()
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what can't be composed is raised to us, not printed by Hydra
+        try:
+            hydra.main(version_base=None, config_path=str(CONF), config_name="config")(run)()
+        except (HydraException, OmegaConfBaseException, InputError) as error:  # InputError: of a sweep that can't be
+            refuse(error)
+        except AssertionError as error:
+            refuse(_absent(error, sys.argv[1:]))
+
+    return command_line
+
+
+def _absent(error: AssertionError, words: Sequence[str]) -> InputError:
+    """What to say of a word below a section that is null, at which OmegaConf fails an assertion; any other is raised again."""
+    if not str(error).startswith("Unexpected type for root"):
+        raise error
+    deep = [word for word in words if word.partition("=")[0].count(".") > 1]
+    return InputError(
+        f"{' or '.join(deep)} sets a key of a section that is null here: choose what has it, as in phase=grpo; "
+        "in a recipe set it for one phase, as in \"recipe.overrides.grpo=['phase.rollout.batch_size=8']\""
+    )
+
+
+def refuse(error: Exception, code: int = 2) -> NoReturn:
+    """End this process over bad input, exit code 2, or bad nodes: one sentence on stderr."""
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    if code == 2 and (job := os.environ.get("MEGATRON_TOWER_JOB")):
+        Path(job, "refused").write_text(_one_line(error))
+    sys.exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    """First line of an error's text, the rest being Hydra's and OmegaConf's advice for programmers."""
+    text = str(error).strip()
+    if isinstance(error, InputError | NodeError):
+        return text
+    cause = str(error.__cause__).strip() if error.__cause__ else ""
+    lines = [line.strip() for line in (text + "\n" + cause).splitlines() if line.strip()]
+    key = next((m.group(1) for line in lines if (m := re.match(r"full_key: (\S+)", line))), None)
+    first = ", ".join(dict.fromkeys(lines[:2] if text.startswith("Could not override") else lines[:1]))
+    return f"{first} (at {key})" if key else first
