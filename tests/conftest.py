@@ -9,8 +9,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from megatron_tower.runtime import cpu
+from tests.progress import Progress
 
 cpu.install()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if terminal := config.pluginmanager.get_plugin("terminalreporter"):  # xdist's workers have none
+        config.pluginmanager.register(Progress(terminal))
 
 
 @pytest.fixture
