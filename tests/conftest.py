@@ -14,6 +14,7 @@ from tests.progress import Progress
 cpu.install()
 
 
+@pytest.hookimpl(trylast=True)  # the terminal is there by then
 def pytest_configure(config: pytest.Config) -> None:
     if terminal := config.pluginmanager.get_plugin("terminalreporter"):  # xdist's workers have none
         config.pluginmanager.register(Progress(terminal))

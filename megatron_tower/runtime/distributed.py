@@ -67,7 +67,7 @@ def initialize(parallel: ParallelConfig, seed: int, cluster: ClusterConfig, path
 
     from megatron.core import parallel_state, tensor_parallel  # after runtime.cpu.install()
 
-    parallel_state.destroy_model_parallel()
+    _end_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
@@ -119,6 +119,16 @@ def shutdown() -> None:
         else:
             with contextlib.suppress(dist.DistError):  # rank 0 died, and its store with it
                 store.wait(["the end"], timedelta(days=30))
+
+
+def _end_groups() -> None:
+    """End the groups of the layout before. megatron-core only forgets them, and each gloo group keeps three threads that never sleep."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.barrier()  # nobody still talks in one
+    for group in [group for group in dist.distributed_c10d._world.pg_map if group is not dist.group.WORLD]:
+        dist.destroy_process_group(group)
 
 
 def gathered(own: dict) -> dict:
