@@ -260,13 +260,22 @@ class ClusterConfig:
     hang_seconds: int = 0  # without a step, after which all stacks are dumped and the ranks killed; 0: off
 
 
+HELD_OUT_TASKS = ("text", "translation", "general", "preference", "verifiable")  # what the data step holds out
+
+
 @dataclass
 class EvalConfig:
-    """Held-out evaluation of one checkpoint; sizes are counts of items, 0 means all."""
+    """Evaluation of one model on the tasks named; sizes are counts of items, 0 means all."""
 
     name: str = MISSING
     checkpoint: str | None = None  # a run directory, a checkpoint or an HF folder
     output: str | None = None  # null: <checkpoint's run>/evaluation
+    tasks: list[str] = field(default_factory=lambda: list(HELD_OUT_TASKS))
+    sources: dict[str, str] = field(default_factory=dict)  # task -> a local folder or file; the hub for those not named
+    limit: int = 0  # rows of each group (pair, language) of a benchmark
+    pairs: list[str] = field(default_factory=list)  # en-de_DE, ...; empty: the task's default
+    reverse: bool = False  # also xx->en
+    documents: bool = False  # whole documents instead of segments
     text_per_locale: int = 0
     translations_per_locale: int = 0
     general: int = 0

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from evaluation.generators import Decoding
 from evaluation.held_out import Row
 from evaluation.metrics.bootstrap import Estimate, Resampling
+from evaluation.metrics.segment import Segment
 from megatron_tower.config import EvalConfig
 
 Answer = dict[str, Any]  # one line of generations.jsonl, beside the row's own fields
@@ -61,7 +63,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Task:
-    """name: of held_out/<name>.jsonl; fields: what each line must hold; text: the field that the model reads.
+    """name: in eval.tasks, and of held_out/<name>.jsonl; fields: what each line must hold; text: the field that the model reads.
+    load: rows of a benchmark, each with an "id" of its own, from eval.sources or the hub; None: of held_out/<name>.jsonl.
+    decoding: None: greedy, eval.max_new_tokens. segments: what neural metrics score of the answers.
     instruction: the user's turn of a chat; opening: the same as the beginning of a text, for a model that has seen no chats.
     Without them the text itself is scored for its likelihood. given: fields with answers to score for theirs; none is generated.
     verify: adds to each answer what the rewards say of it."""
@@ -75,6 +79,9 @@ class Task:
     opening: Callable[[Row], str] | None = None
     given: tuple[str, ...] = ()
     verify: Callable[[Sequence[Row], Sequence[Answer], Verify], list[Answer]] | None = None
+    load: Callable[[EvalConfig], list[Row]] | None = None
+    decoding: Decoding | None = None
+    segments: Callable[[Sequence[Row], Sequence[Answer]], list[Segment]] | None = None
 
     def prompt(self, row: Row, chat: bool) -> str | None:
         words = self.instruction if chat else self.opening
