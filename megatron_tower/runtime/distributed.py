@@ -7,6 +7,7 @@ meet (`runtime/preflight.py`).
 
 import atexit
 import contextlib
+import gc
 import os
 import random
 from collections.abc import Sequence
@@ -122,10 +123,11 @@ def shutdown() -> None:
 
 
 def _end_groups() -> None:
-    """End the groups of the layout before. megatron-core only forgets them, and each gloo group keeps three threads that never sleep."""
+    """End the groups of the layout before: megatron-core only forgets them, and three threads of each gloo group would poll for ever."""
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
+    gc.collect()  # the models of the layout before, which hold its groups
     dist.barrier()  # nobody still talks in one
     for group in [group for group in dist.distributed_c10d._world.pg_map if group is not dist.group.WORLD]:
         dist.destroy_process_group(group)
