@@ -37,7 +37,7 @@ def _measure(data_folder: Path, cfg: EvalConfig) -> dict[str, dict[str, float]]:
 
     cpu.install()
     tokenizer = load(data_folder / "tokenizer")
-    has_bos = tokenizer.bos_token_id is not None  # without one the first token is not scored (evaluation/generator.py)
+    has_bos = tokenizer.bos_token_id is not None  # without one the first token is not scored (evaluation/generators/megatron.py)
     frame = tokenizer.bos_token_id if has_bos else tokenizer.eos_token_id
     models = NgramModels.fit(_documents(data_folder / "cpt"), len(tokenizer), frame, tokenizer.eos_token_id)
     rows = TEXT.choose(read(data_folder / "held_out" / "text.jsonl", TEXT.fields), cfg)

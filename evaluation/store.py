@@ -45,7 +45,7 @@ class Store:
             record = json.loads(line)
             self._records[record["key"]] = record
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f'{self.path}:{number}: not a JSON object with a "key": remove that line, its result is computed again') from error
+            raise InputError(f'{self.path}:{number}: not an object with a "key": remove that line, its result is computed again') from error
 
     def append(self, records: Iterable[Record]) -> None:
         """Each record has its "key". They are on disk for whoever opens the file when this returns."""

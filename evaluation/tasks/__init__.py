@@ -2,8 +2,9 @@
 
 from evaluation.tasks.general import GENERAL
 from evaluation.tasks.preference import PREFERENCE
+from evaluation.tasks.task import Task
 from evaluation.tasks.text import TEXT
 from evaluation.tasks.translation import TRANSLATION
 from evaluation.tasks.verifiable import VERIFIABLE
 
-TASKS = (TEXT, TRANSLATION, GENERAL, PREFERENCE, VERIFIABLE)
+TASKS: dict[str, Task] = {task.name: task for task in (TEXT, TRANSLATION, GENERAL, PREFERENCE, VERIFIABLE)}

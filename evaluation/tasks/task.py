@@ -1,9 +1,8 @@
 """What a task is: held-out rows -> what the model is asked -> its answers -> scores. One short file each beside this one."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from evaluation.generators import Decoding
 from evaluation.held_out import Row
@@ -11,20 +10,10 @@ from evaluation.metrics.bootstrap import Estimate, Resampling
 from evaluation.metrics.segment import Segment
 from megatron_tower.config import EvalConfig
 
+if TYPE_CHECKING:
+    from evaluation.answers import Asker
+
 Answer = dict[str, Any]  # one line of generations.jsonl, beside the row's own fields
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Negative log-likelihood of a text and its end, in bits, and the number of tokens it is summed over."""
-
-    bits: float
-    tokens: int
-
-    @property
-    def logprob(self) -> float:
-        """Mean log-probability of a token, in nats."""
-        return -self.bits * math.log(2) / self.tokens
 
 
 class Verdict(Protocol):
@@ -35,18 +24,6 @@ class Verdict(Protocol):
 
 
 Verify = Callable[[list[tuple[Row, str]]], Sequence[Verdict]]  # (item, answer) -> verdict
-
-
-class Generator(Protocol):
-    """What answers: a checkpoint here, a stand-in in the tests. chat: whether it is asked in chat turns or goes on with a text."""
-
-    chat: bool
-
-    def generate(self, prompts: Sequence[str]) -> list[str]: ...
-
-    def likelihood(self, texts: Sequence[str]) -> list[Likelihood]: ...
-
-    def answer_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Likelihood]: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +42,8 @@ class Score:
 class Task:
     """name: in eval.tasks, and of held_out/<name>.jsonl; fields: what each line must hold; text: the field that the model reads.
     load: rows of a benchmark, each with an "id" of its own, from eval.sources or the hub; None: of held_out/<name>.jsonl.
-    decoding: None: greedy, eval.max_new_tokens. segments: what neural metrics score of the answers.
+    decoding: None: greedy, eval.max_new_tokens. stop: what ends the answer of a model that has seen no
+    chats. segments: what neural metrics score of the answers.
     instruction: the user's turn of a chat; opening: the same as the beginning of a text, for a model that has seen no chats.
     Without them the text itself is scored for its likelihood. given: fields with answers to score for theirs; none is generated.
     verify: adds to each answer what the rewards say of it."""
@@ -81,20 +59,23 @@ class Task:
     verify: Callable[[Sequence[Row], Sequence[Answer], Verify], list[Answer]] | None = None
     load: Callable[[EvalConfig], list[Row]] | None = None
     decoding: Decoding | None = None
+    stop: tuple[str, ...] = ("\n",)
     segments: Callable[[Sequence[Row], Sequence[Answer]], list[Segment]] | None = None
 
     def prompt(self, row: Row, chat: bool) -> str | None:
         words = self.instruction if chat else self.opening
         return words(row) if words else None
 
-    def ask(self, generator: Generator, rows: Sequence[Row]) -> list[Answer]:
-        """{"output": text} of each row, or {"bits", "tokens"} of its text, or {"<field>_logprob": nats a token} of each given answer."""
+    def ask(self, asker: "Asker", rows: Sequence[Row], usual: Decoding) -> list[Answer]:
+        """{"output": text, "finish"} of each row, or {"bits", "tokens"} of its text, or {"<field>_logprob": nats a token} of each
+        given answer. usual: how answers are decoded where the task doesn't say."""
         if self.instruction is None:
-            return [asdict(found) for found in generator.likelihood([row[self.text] for row in rows])]
-        prompts = [self.prompt(row, generator.chat) for row in rows]
+            return [asdict(found) for found in asker.likelihood([row[self.text] for row in rows])]
+        prompts = [self.prompt(row, asker.chat) for row in rows]
         if not self.given:
-            return [{"output": text} for text in generator.generate(prompts)]
-        found = [generator.answer_likelihood(prompts, [row[field] for row in rows]) for field in self.given]
+            found = asker.generate(prompts, replace(self.decoding or usual, stop=() if asker.chat else self.stop))
+            return [{"output": one.text, "finish": one.finish} | ({"problem": one.problem} if one.problem else {}) for one in found]
+        found = [asker.answer_likelihood(prompts, [row[field] for row in rows]) for field in self.given]
         return [{f"{field}_logprob": f.logprob for field, f in zip(self.given, of, strict=True)} for of in zip(*found, strict=True)]
 
 

@@ -75,9 +75,10 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Mes
     return encoded
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", user_text: str) -> list[int]:
-    """One user turn, ready for the model's answer."""
-    [text] = _render(tokenizer, [[{"role": "user", "content": user_text}]], open_turn=True)
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", asked: str | list[dict[str, str]]) -> list[int]:
+    """One user turn, or a chat that ends with one, ready for the model's answer."""
+    chat = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    [text] = _render(tokenizer, [chat], open_turn=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

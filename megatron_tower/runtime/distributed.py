@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,6 +132,15 @@ def _end_groups() -> None:
     dist.barrier()  # nobody still talks in one
     for group in [group for group in dist.distributed_c10d._world.pg_map if group is not dist.group.WORLD]:
         dist.destroy_process_group(group)
+
+
+def broadcast(own: Any) -> Any:
+    """What rank 0 holds, on every rank; every rank must call it."""
+    if not dist.is_initialized() or place().world_size == 1:
+        return own
+    told = [own]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def gathered(own: dict) -> dict:

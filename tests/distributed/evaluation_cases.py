@@ -6,6 +6,7 @@ Each layout must give, on every rank, the answers and likelihoods that one rank 
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_tower.runtime import cpu
@@ -13,7 +14,9 @@ from megatron_tower.runtime import cpu
 cpu.install()
 
 from evaluation import run
-from evaluation.generator import MegatronGenerator
+from evaluation.answers import Asker
+from evaluation.generators import Decoding
+from evaluation.generators.megatron import MegatronGenerator
 from megatron_tower.config import ClusterConfig, Config, EvalConfig, ParallelConfig, PrecisionConfig
 from megatron_tower.data import tokenizer
 from megatron_tower.models.build import build_chunks
@@ -52,7 +55,9 @@ def answers(folder: Path, layout: str, chat: bool) -> dict[str, list]:
     return {
         "bits": [f.bits for f in found + given],
         "tokens": [f.tokens for f in found + given],
-        "outputs": generator.generate([t[:20] for t in TEXTS]),
+        "outputs": [
+            asdict(found) for found in Asker(generator, None).generate([t[:20] for t in TEXTS], Decoding(6, stop=() if chat else ("\n",)))
+        ],
     }
 
 

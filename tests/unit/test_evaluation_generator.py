@@ -60,7 +60,7 @@ def test_likelihood_equals_a_naive_computation(family: str, folders: dict[str, P
     first = 0 if words.bos_token_id is not None else 1
     lengths = [len(words.encode(text, add_special_tokens=False)) + 1 - first for text in cases.TEXTS]
     assert found["tokens"][: len(cases.TEXTS)] == lengths and max(lengths) > CONTEXT  # the longest takes two windows
-    assert not any("\n" in output for output in found["outputs"])
+    assert not any("\n" in output["text"] for output in found["outputs"])
 
 
 def naive_answer_bits(folder: Path, words: PreTrainedTokenizerFast, written: str, answer: str) -> tuple[float, int]:

@@ -115,8 +115,8 @@ def curve(phase: str) -> list[dict[str, float]]:
 def write_stage(folder: Path, data: Path, made: Made) -> None:
     evaluation = folder / "evaluation"
     evaluation.mkdir(parents=True)
-    answers = {task.name: made.answers(task.name) for task in TASKS}
-    scores = [score for task in TASKS for score in task.score(ITEMS[task.name], answers[task.name], HOW)]
+    answers = {task.name: made.answers(task.name) for task in TASKS.values() if task.name in ITEMS}
+    scores = [score for task in TASKS.values() if task.name in ITEMS for score in task.score(ITEMS[task.name], answers[task.name], HOW)]
     record = {
         "settings": SETTINGS,
         "data": {"folder": str(data), "manifest_sha256": "ab" * 32},

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from evaluation import run
+from evaluation.generators import Chat, Decoding, Generation, Likelihood
 from evaluation.held_out import choose, read
 from evaluation.metrics.bootstrap import Resampling
 from evaluation.tasks import TASKS
 from evaluation.tasks.preference import PREFERENCE as PREFERENCE_TASK
-from evaluation.tasks.task import Likelihood
 from evaluation.tasks.verifiable import VERIFIABLE as VERIFIABLE_TASK
 from megatron_tower.command import load
 from megatron_tower.config import Config, InputError
@@ -46,27 +46,24 @@ VERIFIABLE = [
 ROWS = {"text": TEXT, "translation": TRANSLATION, "general": GENERAL, "preference": PREFERENCE, "verifiable": VERIFIABLE}
 
 
-class Words:
-    """Decodes to what it was given: enough of a tokenizer for the record of prompts."""
-
-    def decode(self, ids: list[str]) -> str:
-        return "".join(ids)
-
-
 class StandIn:
     """Translates by a dictionary where it can, gets one general instruction in two right; 1 bit a byte. Notes what it was asked."""
 
-    tokenizer = Words()
+    name, identity = "stand-in", "1"
 
     def __init__(self, chat: bool = True) -> None:
         self.chat = chat
         self.asked: list[str] = []
 
-    def prompt(self, text: str) -> list[str]:
-        return ["<turn>", text] if self.chat else [text]
+    def written(self, prompt: str) -> str:
+        return f"<turn>{prompt}" if self.chat else prompt
 
-    def generate(self, prompts: Sequence[str]) -> list[str]:
+    def generate(self, chats: Sequence[Chat], decoding: Decoding) -> Iterator[tuple[int, Generation]]:
+        prompts = [chat[-1]["content"] for chat in chats]
         self.asked += prompts
+        yield from reversed([(row, Generation(text)) for row, text in enumerate(self._answers(prompts))])
+
+    def _answers(self, prompts: Sequence[str]) -> list[str]:
         answers = {f"{s} {i}": f"{r} {i}" for i in range(3) for _, _, s, r in PAIRS if s != "Montag"}
         if prompts[0].startswith("Count"):
             return [f"to {p.split()[-1]}" for p in prompts]
@@ -103,7 +100,7 @@ class Pool:
 def score(cfg: Config) -> None:
     """`python -m evaluation.run` on one rank, without Hydra."""
     plan = run.check(cfg)
-    if plan.is_done():
+    if plan.result():
         print("already")
     else:
         run.evaluate(cfg, plan)
@@ -126,7 +123,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, list
     (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
     data = write_data(tmp_path / "data")
     opened: list[StandIn] = []
-    monkeypatch.setattr(run, "_open", lambda cfg, subject: opened.append(StandIn()) or (opened[-1], cfg.model))
+    monkeypatch.setattr(run, "open_generator", lambda cfg, subject: opened.append(StandIn()) or (opened[-1], {"name": "stand-in"}))
     monkeypatch.setattr("megatron_tower.rewards.pool.VerifierPool", partial(Pool, []))
     return load([f"eval.checkpoint={tmp_path / 'base'}", f"data.folder={data}", "eval.general=8"]), opened
 
@@ -154,11 +151,11 @@ def test_flow(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
     assert found["chrf", "all", "all"] == pytest.approx((100 + found["chrf", "pair", "de_DE->en"]) / 2)
     assert found["copy_chrf", "pair", "de_DE->en"] < found["chrf", "pair", "de_DE->en"] < 100
     kept = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
-    assert [sum(row["task"] == task.name for row in kept) for task in TASKS] == [8, 12, 8, 8, 8]
+    assert [sum(row["task"] == task for row in kept) for task in ROWS] == [8, 12, 8, 8, 8]
     right = [row["output"].strip() == row["answer"] for row in kept if row["task"] == "general"]
     assert found["accuracy", "all", "all"] == 100 * sum(right) / 8
     record = json.loads((folder / "scores.json").read_text())
-    assert record["model"]["name"] == "tiny_gemma2" and 1e6 < record["model"]["parameters"] < 1e7
+    assert record["model"] == {"name": "stand-in"}
     assert record["items"] == {"text": 8, "translation": 12, "general": 8, "preference": 8, "verifiable": 8}
     assert (
         record["prompts"]["translation"]["example"].startswith("<turn>Translate the following")
@@ -166,7 +163,7 @@ def test_flow(asked: tuple[Config, list[StandIn]], tmp_path: Path) -> None:
     )
     assert any("nw:2" in s["signature"] for s in record["scores"]) and any("tok:13a" in s["signature"] for s in record["scores"])
     assert set(record["seconds"]) == {"open", *ROWS}
-    assert sorted(path.name for path in folder.iterdir()) == ["generations.jsonl", "scores.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "generations.jsonl", "scores.json"]
     assert any("German source text" in prompt for prompt in opened[0].asked)
 
 
@@ -243,7 +240,7 @@ def test_a_converted_checkpoint_was_trained_by_no_phase(tmp_path: Path) -> None:
     told = {"step": 0, "samples": 0, "model": asdict(load(["model=tiny_gemma2"]).model), "files": {}}
     (step / "manifest.json").write_text(json.dumps(told | {"sha256": manifest.digest(told)}))
     (step.parent / "latest").write_text(step.name + "\n")
-    subject = run.identify(tmp_path)
+    subject = run.identify(load([f"eval.checkpoint={tmp_path}"]))
     assert (subject.phase, subject.step) == (None, 0)
 
 
@@ -256,7 +253,7 @@ def test_output_goes_where_it_is_told(asked: tuple[Config, list[StandIn]], tmp_p
 
 def test_a_model_that_has_seen_no_chats_goes_on_with_text() -> None:
     stand_in = StandIn(chat=False)
-    prompts = {task.name: task.prompt(ROWS[task.name][0], stand_in.chat) for task in TASKS}
+    prompts = {name: TASKS[name].prompt(rows[0], stand_in.chat) for name, rows in ROWS.items()}
     assert prompts["text"] is None
     assert prompts["translation"].endswith("\nGerman:") and prompts["general"] == "Question: Write in capital letters: cat 0\nAnswer:"
     assert prompts["preference"] == "Question: Which 0\nAnswer:"

@@ -1,7 +1,7 @@
 """A checkpoint that answers: greedy continuations of prompts, the likelihood of texts and of given answers, at any layout.
 
 A checkpoint that has seen chats is prompted in its chat template. One that hasn't (a CPT phase, a tokenizer without template)
-gets the prompt as a text to go on with, and its answer ends with the line: the way its own training text was written.
+gets the prompt as a text to go on with.
 Data-parallel replicas share the items and exchange the answers. Leaves out: context parallelism.
 """
 
@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.tasks.task import Likelihood
+from evaluation.generators import Chat, Decoding, Generation, Likelihood, cut
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.batch import Batch
 from megatron_tower.data.chat import encode_all, pad_id, prompt_ids, stop_ids
@@ -24,6 +24,7 @@ from megatron_tower.rollout.generate import generate
 from megatron_tower.rollout.scoring import label_logprobs
 from megatron_tower.runtime.distributed import device
 
+BATCHES = 4  # of each replica between two looks at the answers
 LOGITS_AT_ONCE = 2**28  # elements on one rank: bounds memory where the vocabulary is large
 Item, Found = TypeVar("Item"), TypeVar("Found")
 
@@ -44,29 +45,47 @@ class MegatronGenerator:
     tokenizer: PreTrainedTokenizerFast
     chat: bool
     cfg: EvalConfig
+    name: str = "checkpoint"
+    identity: str = ""
 
-    def prompt(self, text: str) -> list[int]:
+    def prompt(self, chat: Chat) -> list[int]:
         """Token ids from BOS to where the answer begins."""
         if self.chat:
-            return prompt_ids(self.tokenizer, text)
-        return [*self._bos, *self.tokenizer.encode(text, add_special_tokens=False)]
+            return prompt_ids(self.tokenizer, chat)
+        return [*self._bos, *self.tokenizer.encode(chat[-1]["content"], add_special_tokens=False)]
 
-    def generate(self, prompts: Sequence[str]) -> list[str]:
-        """Greedy answers, special tokens dropped."""
+    def written(self, prompt: str) -> str:
+        return self.tokenizer.decode(self.prompt([{"role": "user", "content": prompt}]))
+
+    def generate(self, chats: Sequence[Chat], decoding: Decoding) -> Iterator[tuple[int, Generation]]:
+        """Answers without special tokens, a few batches at a time, the shortest prompts first."""
+        prompts = [self.prompt(chat) for chat in chats]
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        at_once = BATCHES * self.cfg.batch_size * parallel_state.get_data_parallel_world_size()
+        for start in range(0, len(order), at_once):
+            rows = order[start : start + at_once]
+            yield from zip(rows, _over_replicas([prompts[row] for row in rows], lambda mine: self._decoded(mine, decoding)), strict=True)
+
+    def _decoded(self, prompts: list[list[int]], decoding: Decoding) -> list[Generation]:
         stops = stop_ids(self.tokenizer) if self.chat else [self.tokenizer.eos_token_id]
-        return _over_replicas(prompts, lambda mine: self._decoded([self.prompt(text) for text in mine], stops))
-
-    def _decoded(self, prompts: list[list[int]], stops: list[int]) -> list[str]:
         ids = generate(
             self.model,
             prompts,
-            max_new_tokens=self.cfg.max_new_tokens,
+            max_new_tokens=decoding.max_new_tokens,
             stop_ids=stops,
             pad_id=pad_id(self.tokenizer),
             batch_size=self.cfg.batch_size,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=decoding.seed,
         )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return texts if self.chat else [text.lstrip("\n").split("\n")[0] for text in texts]
+        found = []
+        for text, row, prompt in zip(texts, ids, prompts, strict=True):
+            said = cut(text, decoding.stop)
+            ended = row[-1] in stops or said != text
+            found.append(Generation(said, "stop" if ended else "length", None, len(prompt), len(row)))
+        return found
 
     def likelihood(self, texts: Sequence[str]) -> list[Likelihood]:
         """Bits of text and EOS given BOS; a family without BOS (Qwen) has nothing to predict the first token from: it is not scored.
@@ -107,7 +126,10 @@ class MegatronGenerator:
             return [Scored(ids, sum(said)) for ids, said in encode_all(self.tokenizer, chats)]
         endings = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
         end = [self.tokenizer.eos_token_id]
-        return [Scored([*self.prompt(p), *ids, *end], len(ids) + 1) for p, ids in zip(prompts, endings, strict=True)]
+        return [
+            Scored([*self.prompt([{"role": "user", "content": p}]), *ids, *end], len(ids) + 1)
+            for p, ids in zip(prompts, endings, strict=True)
+        ]
 
     def _nats(self, sequences: Sequence[Scored]) -> list[float]:
         """-sum log p over the scored tokens of each sequence."""
