@@ -160,6 +160,12 @@ def phase_problems(cfg: "Config") -> Iterator[str]:
         yield f"phase.seq_length={phase.seq_length} exceeds model={model.name}'s context of {model.max_position_embeddings}"
     if (phase.train_steps is None) == (phase.epochs is None):
         yield f"phase={phase.name}: give either phase.train_steps or phase.epochs, the other null"
+    every = phase.evaluate_every
+    if every and not (phase.save_every and phase.keep_every and every % phase.save_every == 0 == every % phase.keep_every):
+        yield (
+            f"phase.evaluate_every={every} is no multiple of save_every={phase.save_every} and of keep_every={phase.keep_every}: no "
+            "checkpoint would be there then, or it might be gone before it is scored"
+        )
     if phase.keep_last < 1 or phase.save_every < 0 or phase.keep_every < 0:
         yield (
             f"phase.keep_last={phase.keep_last} must be 1 or more, save_every={phase.save_every} and "

@@ -2,6 +2,7 @@
 
     python -m megatron_tower.launch recipe=tower_plus model=gemma2_9b parallel=... cluster=my_cluster   # CPT to report, by dependencies
     python -m megatron_tower.launch phase=sft model=gemma2_9b cluster=my_cluster run_dir=runs/mine
+    python -m megatron_tower.launch eval=wmt24pp eval.checkpoint=runs/mine/sft cluster=my_cluster   # jobs.json in its folder
     python -m megatron_tower.launch --dry-run recipe=demo cluster=my_cluster             # scripts, judged by sbatch --test-only
     python -m megatron_tower.launch status|logs|cancel recipe=demo cluster=my_cluster    # or just run_dir=...
 
@@ -97,15 +98,21 @@ def submit(words: list[str], dry_run: bool) -> None:
 
 
 def plan(words: list[str]) -> tuple[Config, list[Step]]:
-    """The steps that the words name: one phase, or a recipe, which on this machine is one step. Raises InputError."""
+    """The steps that the words name: one phase, one evaluation, or a recipe, which on this machine is one step. Raises InputError."""
     named = {word.split("=")[0] for word in words}
+    if "eval.checkpoint" in named:
+        cfg = load(words)
+        run_dir = str(cfg.evaluation_dir)
+        subject = Path(cfg.eval.checkpoint).name
+        found = recipe.evaluation(cfg, words, subject, [])
+        return replace(cfg, run_dir=run_dir), [replace(step, cfg=replace(step.cfg, run_dir=run_dir)) for step in found]
     if {"phase", "recipe"} <= named:
         raise InputError("recipe=... submits all its phases and phase=... one: leave out one of them")
     if "phase" in named:
         cfg = recipe.checked(words)
         return cfg, [recipe.train(cfg, words, [])]
     if "recipe" not in named:
-        raise InputError("nothing to submit is named: recipe=demo stands for all its phases, phase=sft for one")
+        raise InputError("nothing to submit is named: recipe=demo stands for its phases, phase=sft for one, eval.checkpoint=... scores it")
     cfg = load(words)
     steps = recipe.steps(cfg, words)
     if cfg.cluster.launcher == "local":

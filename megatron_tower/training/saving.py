@@ -15,6 +15,8 @@ import math
 import queue
 import secrets
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import WriteBucket
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
+from megatron_tower.command import own_words
 from megatron_tower.config import Config, InputError, PhaseConfig
 from megatron_tower.data import manifest as data_manifest
 from megatron_tower.data.manifest import digest
@@ -104,6 +107,9 @@ class Saver:
         if is_rank_zero():
             before = self._told.read_text() if self._told.exists() else ""
             write_text(self._told, before + json.dumps({"step": step, "seconds": round(seconds, 3)}) + "\n")
+            every = self._cfg.phase.evaluate_every
+            if every and step and step % every == 0:
+                evaluate(self._cfg, step)
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +119,25 @@ class Saver:
             self.wait()
         elif self._writer is not None:
             self._writer.kill()
+
+
+def evaluate(cfg: Config, step: int) -> None:
+    """Have the checkpoint of `step` scored into <phase>/evaluation_<step>, without waiting: a process of its own submits the job.
+
+    What it prints, also why it could not submit, is in <phase>/logs/evaluation_<step>.log.
+    """
+    name = f"step_{step:08d}"
+    output, log = cfg.phase_dir / f"evaluation_{name}", cfg.phase_dir / "logs" / f"evaluation_{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [*own_words(), *cfg.phase.evaluate_words, f"eval.checkpoint={cfg.phase_dir / 'checkpoints' / name}", f"eval.output={output}"]
+    with log.open("w") as told:
+        subprocess.Popen(
+            [sys.executable, "-m", "megatron_tower.launch", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def save(cfg: Config, state: TrainingState) -> None:

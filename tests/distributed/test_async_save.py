@@ -110,3 +110,20 @@ def test_retention(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("step_00000020\n")
     phase.keep_every = 0
     assert saving.superseded(tmp_path, phase) == []
+
+
+def test_a_checkpoint_is_submitted_for_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(saving.subprocess, "Popen", lambda command, **how: started.append((command, how)))
+    monkeypatch.setattr(sys, "argv", ["train", "phase=cpt"])
+    words = ["phase.save_every=2", "phase.keep_every=4", "phase.evaluate_every=4", "phase.evaluate_words=['eval=wmt24pp']"]
+    cfg = curves.config(tmp_path, "gemma2", "single", *words)
+    cfg.phase_dir.mkdir(parents=True)
+    saver = saving.Saver(cfg)
+    for step in (0, 2, 4, 6, 8):
+        saver._tell(step)
+    at = [next(word for word in command if word.startswith("eval.checkpoint=")) for command, _ in started]
+    assert at == [f"eval.checkpoint={cfg.phase_dir}/checkpoints/step_0000000{step}" for step in (4, 8)]
+    command, how = started[0]
+    assert command[1:5] == ["-m", "megatron_tower.launch", "phase=cpt", "eval=wmt24pp"] and how["start_new_session"]
+    assert command[-1] == f"eval.output={cfg.phase_dir}/evaluation_step_00000004"

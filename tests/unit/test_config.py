@@ -107,6 +107,8 @@ def test_bad_words_name_the_key(word):
         (["phase.epochs=1"], "either phase.train_steps or phase.epochs"),
         (["phase.keep_last=0"], "phase.keep_last=0 must be 1 or more"),
         (["phase.keep_every=-1"], "keep_every=-1 0 or more"),
+        (["phase.evaluate_every=4", "phase.save_every=2"], "no multiple of save_every=2 and of keep_every=0"),
+        (["phase.evaluate_every=3", "phase.save_every=2", "phase.keep_every=3"], "phase.evaluate_every=3 is no multiple of save_every=2"),
         (["phase.export=gguf"], "use one of None, hf"),
     ],
 )

@@ -70,7 +70,7 @@ class Slurm:
     def scripts(self) -> dict[str, str]:
         """Script of each submitted job, by the title of its step."""
         texts = [path.read_text() for path in sorted(self.folder.glob("1*.sh"))]
-        return {re.search(r"--job-name='?run/(.+?)'?\n", text)[1]: text for text in texts}
+        return {re.search(r"--job-name='?(?:run|evaluation)/(.+?)'?\n", text)[1]: text for text in texts}
 
 
 @pytest.fixture
@@ -378,3 +378,16 @@ def ended(job: queue.Submitted) -> str:
 def test_on_this_machine_one_process_goes_through_the_recipe(run):
     _, steps = launch.plan(["recipe=demo", f"run_dir={run}"])
     assert [(step.module, step.words) for step in steps] == [("megatron_tower.recipe", ["recipe=demo", f"run_dir={run}"])]
+
+
+def test_an_evaluation_is_a_job_and_its_neural_metrics_another(run: Path, slurm: Slurm) -> None:
+    submit(run, "eval.checkpoint=run/sft", "+eval.metrics.comet22=comet", *GPUS)
+    assert waits_for(slurm.scripts) == {"evaluate sft": set(), "score sft": {"evaluate sft"}}
+    asked = [[option(script, name) for name in ("nodes", "gpus-per-node")] for script in slurm.scripts.values()]
+    assert asked == [["2", "4"], ["1", "1"]]
+    assert not (run / "jobs.json").exists() and len(launch.read(run / "sft" / "evaluation")) == 2
+
+
+def test_one_job_scores_where_there_is_no_neural_metric(run: Path, slurm: Slurm) -> None:
+    submit(run, "eval.checkpoint=run/sft")
+    assert list(slurm.scripts) == ["evaluate sft"]
