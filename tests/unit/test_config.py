@@ -148,7 +148,7 @@ def test_difference_ignores_how_a_run_is_spread_but_not_what_it_is():
     assert difference(old, replace(old, phase=other.phase)) == ["phase.optimizer.lr: 2e-05 -> 0.5"]
 
 
-def test_a_process_that_catches_sigterm_composes_its_phases() -> None -> None:
+def test_a_process_that_catches_sigterm_composes_its_phases() -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)  # the test's fixture puts the handler back
     cfg = load(["recipe=demo"])
     assert len(steps(cfg, ["recipe=demo"])) == 15
