@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,7 +117,8 @@ def steps(cfg: Config, words: list[str]) -> list[Step]:
 def _phases(cfg: Config, words: list[str]) -> list[tuple[list[str], Config]]:
     """Words and configuration of each phase; each is composed in a process of its own, for it takes a third of a second."""
     of_phases = [phase_words(cfg, phase, words) for phase in cfg.recipe.phases]
-    with multiprocessing.get_context("fork").Pool(min(len(of_phases), os.cpu_count() or 1)) as pool:
+    # Not multiprocessing.Pool: it ends its workers by SIGTERM, which one forked from a process that catches it survives.
+    with ProcessPoolExecutor(min(len(of_phases), os.cpu_count() or 1), multiprocessing.get_context("fork")) as pool:
         return list(zip(of_phases, pool.map(checked, of_phases), strict=True))
 
 

@@ -1,6 +1,7 @@
 """Shared by all tests: the CPU bridge, a single rank with megatron-core's groups, and launches of several ranks."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,15 @@ cpu.install()
 def pytest_configure(config: pytest.Config) -> None:
     if terminal := config.pluginmanager.get_plugin("terminalreporter"):  # xdist's workers have none
         config.pluginmanager.register(Progress(terminal))
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Left as they were: training in this process catches what would end it (`runtime/stop.py`)."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """conf/ and its schema: every choice composes, every contradiction is one sentence and exit code 2 with nothing written."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -147,6 +148,12 @@ def test_difference_ignores_how_a_run_is_spread_but_not_what_it_is():
     old, other = load(["run_dir=r"]), load(["run_dir=r", "parallel=tp2", "phase.optimizer.lr=0.5"])
     assert difference(old, replace(old, parallel=other.parallel)) == []
     assert difference(old, replace(old, phase=other.phase)) == ["phase.optimizer.lr: 2e-05 -> 0.5"]
+
+
+def test_a_process_that_catches_sigterm_composes_its_phases() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the test's fixture puts the handler back
+    cfg = load(["recipe=demo"])
+    assert len(steps(cfg, ["recipe=demo"])) == 15
 
 
 def test_recipe_steps_are_commands_and_the_users_words_win():
