@@ -1,9 +1,9 @@
 """Score one model: task -> prompts -> generations -> scores -> scores.json, for a checkpoint, a folder or an endpoint.
 
     python -m evaluation.run eval.checkpoint=runs/demo/sft
-    python -m evaluation.run eval=wmt24pp eval.checkpoint=runs/demo/sft parallel=tp2
-    python -m evaluation.run -m eval=wmt24pp eval.checkpoint=runs/demo/cpt,runs/demo/sft
-    python -m evaluation.run eval=wmt24pp eval.generator=endpoint eval.endpoint.url=http://host:8000/v1 eval.endpoint.model=name
+    python -m evaluation.run eval.checkpoint=runs/demo/sft parallel=tp2
+    python -m evaluation.run -m eval.checkpoint=runs/demo/cpt,runs/demo/sft
+    python -m evaluation.run eval.generator=endpoint eval.endpoint.url=http://host:8000/v1 eval.endpoint.model=name
 
 The checkpoint is a run directory's phase, one checkpoint of it, or a Hugging Face folder. Results go to <checkpoint>/evaluation unless
 eval.output says otherwise:

@@ -154,7 +154,7 @@ class PhaseConfig:
     keep_last: int = 2  # checkpoints
     keep_every: int = 0  # steps, of which the first checkpoint stays for ever; 0: none does
     evaluate_every: int = 0  # steps: each checkpoint that is a multiple of them is scored by a job of its own; 0: none is
-    evaluate_words: list[str] = field(default_factory=list)  # of that job, beside the phase's own: eval=wmt24pp, parallel=single, ...
+    evaluate_words: list[str] = field(default_factory=list)  # of that job, beside the phase's own: parallel=single, ...
     export: str | None = None  # hf: the last checkpoint also becomes a Hugging Face folder, <phase>/hf, with a model card
     log_every: int = 1
     tensorboard: bool = False

@@ -2,7 +2,7 @@
 
     python -m megatron_tower.launch recipe=tower_plus model=gemma2_9b parallel=... cluster=my_cluster   # CPT to report, by dependencies
     python -m megatron_tower.launch phase=sft model=gemma2_9b cluster=my_cluster run_dir=runs/mine
-    python -m megatron_tower.launch eval=wmt24pp eval.checkpoint=runs/mine/sft cluster=my_cluster   # jobs.json in its folder
+    python -m megatron_tower.launch eval.checkpoint=runs/mine/sft cluster=my_cluster   # jobs.json in its folder
     python -m megatron_tower.launch --dry-run recipe=demo cluster=my_cluster             # scripts, judged by sbatch --test-only
     python -m megatron_tower.launch status|logs|cancel recipe=demo cluster=my_cluster    # or just run_dir=...
 

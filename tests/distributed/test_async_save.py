@@ -116,7 +116,7 @@ def test_a_checkpoint_is_submitted_for_its_evaluation(tmp_path: Path, monkeypatc
     started = []
     monkeypatch.setattr(saving.subprocess, "Popen", lambda command, **how: started.append((command, how)))
     monkeypatch.setattr(sys, "argv", ["train", "phase=cpt"])
-    words = ["phase.save_every=2", "phase.keep_every=4", "phase.evaluate_every=4", "phase.evaluate_words=['eval=wmt24pp']"]
+    words = ["phase.save_every=2", "phase.keep_every=4", "phase.evaluate_every=4", "phase.evaluate_words=['eval=held_out']"]
     cfg = curves.config(tmp_path, "gemma2", "single", *words)
     cfg.phase_dir.mkdir(parents=True)
     saver = saving.Saver(cfg)
@@ -125,5 +125,5 @@ def test_a_checkpoint_is_submitted_for_its_evaluation(tmp_path: Path, monkeypatc
     at = [next(word for word in command if word.startswith("eval.checkpoint=")) for command, _ in started]
     assert at == [f"eval.checkpoint={cfg.phase_dir}/checkpoints/step_0000000{step}" for step in (4, 8)]
     command, how = started[0]
-    assert command[1:5] == ["-m", "megatron_tower.launch", "phase=cpt", "eval=wmt24pp"] and how["start_new_session"]
+    assert command[1:5] == ["-m", "megatron_tower.launch", "phase=cpt", "eval=held_out"] and how["start_new_session"]
     assert command[-1] == f"eval.output={cfg.phase_dir}/evaluation_step_00000004"
