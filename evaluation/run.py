@@ -1,20 +1,18 @@
-"""Score one model: task -> prompts -> generations -> scores -> scores.json, for a checkpoint, a folder or an endpoint.
+"""Score one model: task -> prompts -> generations -> scores -> scores.json, for a checkpoint or a folder.
 
     python -m evaluation.run eval.checkpoint=runs/demo/sft
     python -m evaluation.run eval.checkpoint=runs/demo/sft parallel=tp2
     python -m evaluation.run -m eval.checkpoint=runs/demo/cpt,runs/demo/sft
-    python -m evaluation.run eval.generator=endpoint eval.endpoint.url=http://host:8000/v1 eval.endpoint.model=name
+    python -m evaluation.run eval.checkpoint=FOLDER eval.generator=transformers
 
 The checkpoint is a run directory's phase, one checkpoint of it, or a Hugging Face folder. Results go to <checkpoint>/evaluation unless
 eval.output says otherwise:
 
     answers.jsonl      what the model has said, by digest of model, prompt and decoding: it is never asked twice
     generations.jsonl  each task's rows with their answers and what was measured of each
-    metrics.jsonl      scores of neural metrics, by digest of metric and texts
     scores.json        the table
 
-Does nothing when the same model was scored on the same data with the same settings. eval.stage=generate leaves neural metrics to a
-job with eval.stage=score, which needs no model.
+Does nothing when the same model was scored on the same data with the same settings.
 """
 
 import hashlib
@@ -37,7 +35,7 @@ from evaluation.store import Store, digest
 from evaluation.tasks import TASKS
 from evaluation.tasks.task import Answer, Score, Verdict, Verify
 from megatron_tower.command import entry_point
-from megatron_tower.config import GENERATORS, STAGES, Config, InputError
+from megatron_tower.config import GENERATORS, Config, InputError
 from megatron_tower.data.sources import fingerprint
 from megatron_tower.runtime.job import EVALUATE, supervised
 from megatron_tower.runtime.run_dir import write_text
@@ -47,13 +45,13 @@ if TYPE_CHECKING:
 
 VERSION = 3  # of tasks and metrics; raised when the same answers would score otherwise
 PROCESSES = 8  # at most, that compute rewards
-HOW = ("stage", "checkpoint", "output", "batch_size", "sources", "metrics", "endpoint")  # settings that change no answer and no score
+HOW = ("checkpoint", "output", "batch_size")  # settings that change no answer and no score
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scored. sha256: of a checkpoint's manifest, of a Hugging Face folder's weights and JSON files, of an endpoint's address
-    and model. phase, step: of a checkpoint that was trained here."""
+    """What is scored. sha256: of a checkpoint's manifest, or of a Hugging Face folder's weights and JSON files.
+    phase, step: of a checkpoint that was trained here."""
 
     path: str
     sha256: str
@@ -96,17 +94,10 @@ def main(cfg: Config) -> None:
 
     cpu.install()
     plan = check(cfg)
-    if cfg.eval.stage != "score":
-        if plan.result():
-            print(f"{plan.output / 'scores.json'} already holds this model's scores on this data")
-        elif relaunch_if_needed(cfg, EVALUATE, plan.output / "logs"):
-            return
-        else:
-            evaluate(cfg, plan)
-    if cfg.eval.stage != "generate" and cfg.eval.metrics:
-        from evaluation.neural import measure
-
-        measure(cfg, plan)
+    if plan.result():
+        print(f"{plan.output / 'scores.json'} already holds this model's scores on this data")
+    elif not relaunch_if_needed(cfg, EVALUATE, plan.output / "logs"):
+        evaluate(cfg, plan)
 
 
 def check(cfg: Config) -> Plan:
@@ -114,9 +105,8 @@ def check(cfg: Config) -> Plan:
     from megatron_tower.data import manifest
 
     asked = cfg.eval
-    for value, known, name in ((asked.stage, STAGES, "stage"), (asked.generator, GENERATORS, "generator")):
-        if value not in known:
-            raise InputError(f"eval.{name}={value} is unknown: use one of {', '.join(known)}")
+    if asked.generator not in GENERATORS:
+        raise InputError(f"eval.generator={asked.generator} is unknown: use one of {', '.join(GENERATORS)}")
     for name in asked.tasks:
         if name not in TASKS:
             close = get_close_matches(name, TASKS, n=3) or list(TASKS)
@@ -211,12 +201,6 @@ def identify(cfg: Config) -> Subject:
     """What is to be scored; raises InputError when there is no such thing."""
     from megatron_tower.training import checkpoint
 
-    if cfg.eval.generator == "endpoint":
-        endpoint = cfg.eval.endpoint
-        for name, value in (("endpoint.url", endpoint.url), ("endpoint.model", endpoint.model), ("output", cfg.eval.output)):
-            if not value:
-                raise InputError(f"eval.generator=endpoint needs eval.{name}: name the address, the model and a folder for its results")
-        return Subject(f"{endpoint.model} at {endpoint.url}", digest(endpoint.url, endpoint.model), None, None)
     if not cfg.eval.checkpoint:
         raise InputError("eval.checkpoint is not set: name a run directory, one of its checkpoints or a Hugging Face folder")
     path = Path(cfg.eval.checkpoint)
@@ -235,10 +219,6 @@ def identify(cfg: Config) -> Subject:
 
 def open_generator(cfg: Config, subject: Subject) -> tuple[Generator, dict[str, Any]]:
     """(what answers, what scores.json says of the model). A CPT phase has seen no chats, whatever template its tokenizer carries."""
-    if cfg.eval.generator == "endpoint":
-        from evaluation.generators.endpoint import EndpointGenerator
-
-        return EndpointGenerator(cfg.eval.endpoint), {"name": cfg.eval.endpoint.model, "family": None, "parameters": None}
     if cfg.eval.generator in ("transformers", "vllm"):
         from evaluation.generators import folder
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from evaluation.generators import Decoding
 from evaluation.held_out import Row
 from evaluation.metrics.bootstrap import Estimate, Resampling
-from evaluation.metrics.segment import Segment
 from megatron_tower.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -41,9 +40,8 @@ class Score:
 @dataclass(frozen=True)
 class Task:
     """name: in eval.tasks, and of held_out/<name>.jsonl; fields: what each line must hold; text: the field that the model reads.
-    load: rows of a benchmark, each with an "id" of its own, from eval.sources or the hub; None: of held_out/<name>.jsonl.
-    decoding: None: greedy, eval.max_new_tokens. stop: what ends the answer of a model that has seen no
-    chats. segments: what neural metrics score of the answers.
+    load: rows of a benchmark, each with an "id" of its own, whatever it reads; None: of held_out/<name>.jsonl.
+    decoding: None: greedy, eval.max_new_tokens. stop: what ends the answer of a model that has seen no chats.
     instruction: the user's turn of a chat; opening: the same as the beginning of a text, for a model that has seen no chats.
     Without them the text itself is scored for its likelihood. given: fields with answers to score for theirs; none is generated.
     verify: adds to each answer what the rewards say of it."""
@@ -60,7 +58,6 @@ class Task:
     load: Callable[[EvalConfig], list[Row]] | None = None
     decoding: Decoding | None = None
     stop: tuple[str, ...] = ("\n",)
-    segments: Callable[[Sequence[Row], Sequence[Answer]], list[Segment]] | None = None
 
     def prompt(self, row: Row, chat: bool) -> str | None:
         words = self.instruction if chat else self.opening
