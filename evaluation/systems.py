@@ -1,0 +1,208 @@
+"""What the board shows: evaluations read from their folders, compared cell by cell, and their worst segments picked.
+
+Reads scores.json and generations.jsonl of each system, the latter line by line, twice: of a segment only its scores
+and what tells it from others are held.
+A line is the same item in two files when task and "id" agree, or, without an "id", task, pair and the text asked for.
+Leaves out: neural metrics (a line's "scores" and "spans" come with it), items that only some of the systems answered (in comparisons).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluation.metrics.bootstrap import Estimate, Resampling, counted, difference, ratio
+from evaluation.metrics.translation import chrf, chrf_statistics, is_copied, is_wrong_language
+from evaluation.store import digest
+from megatron_tower.config import InputError
+
+LOWER = {"ter", "metricx24", "bits_per_byte", "perplexity", "empty", "copied", "truncated", "wrong_language", "unparsable", "error"}
+NEUTRAL = {"copy_chrf", "characters", "length", "words", "tokens"}  # neither end is better
+LANGUAGES = ("pair", "language", "locale")  # what groups are of one language
+RANKING = ("xcomet", "comet22", "metricx24", "cometkiwi", "chrf")  # which segment is worse: the first that is known
+FAILURES = ("empty", "copied", "truncated", "wrong_language")
+TEXT_FIELDS = ("source", "prompt", "question", "problem", "instruction")
+
+Cell = tuple[str, str, str, str]  # task, metric, by, group
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class System:
+    """An evaluation. segments: (task, metric) -> item -> (its groups, score); strata of a comparison are pairs."""
+
+    label: str
+    folder: Path
+    scores: dict[Cell, Estimate]
+    checkpoint: dict[str, Any]
+    settings: dict[str, Any]
+    signatures: dict[tuple[str, str], str]
+    segments: dict[tuple[str, str], dict[str, tuple[dict[str, str], float]]] = field(repr=False)
+
+    @property
+    def run(self) -> str | None:
+        """Of the training that this is a stage of; None for a model from elsewhere."""
+        return str(Path(self.checkpoint.get("path", "")).parent) if self.checkpoint.get("phase") else None
+
+
+def read(named: Sequence[str]) -> list[System]:
+    """named: FOLDER or FOLDER=Label. Raises InputError for a folder without scores, malformed files and a label used twice."""
+    systems = []
+    for name in named:
+        folder, label = Path(name), ""
+        if not folder.is_dir() and "=" in name:
+            before, label = name.rsplit("=", 1)
+            folder = Path(before)
+        systems.append(_system(folder, label))
+    labels = [system.label for system in systems]
+    if double := sorted({label for label in labels if labels.count(label) > 1}):
+        raise InputError(f"two systems are called {double[0]}: name them apart, FOLDER=Label")
+    return systems
+
+
+def _system(folder: Path, label: str) -> System:
+    path = folder / "scores.json"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no scores.json: give the folder that evaluation.run wrote")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            ((row["task"], row["metric"], row["by"], row["group"]), Estimate(row["value"], row["low"], row["high"], row["count"]))
+            for row in found["scores"]
+        ]
+        signatures = {
+            (row["task"], row["metric"]): row["signature"] for row in found["scores"] if row.get("signature") and row["by"] == "all"
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the scores of an evaluation ({error!r}): run evaluation.run again") from error
+    checkpoint = found.get("checkpoint", {})
+    label = label or found.get("model", {}).get("label") or checkpoint.get("phase") or folder.resolve().parent.name
+    segments: dict[tuple[str, str], dict[str, tuple[dict[str, str], float]]] = {}
+    for line in lines(folder):
+        for metric, value in line.get("scores", {}).items():
+            if isinstance(value, int | float):
+                segments.setdefault((line["task"], metric), {})[item(line)] = (_groups(line), float(value))
+    return System(label, folder, dict(rows), checkpoint, found.get("settings", {}), signatures, segments)
+
+
+def lines(folder: Path) -> Iterator[Line]:
+    """Of generations.jsonl, where there is one."""
+    path = folder / "generations.jsonl"
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file, 1):
+            try:
+                line = json.loads(text)
+                line["task"] = str(line["task"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f'{path}:{number}: not an object with a "task": run evaluation.run again') from error
+            yield line
+
+
+def pair(line: Line) -> str:
+    """ "en->de_DE" of a translation, the language of anything else that tells it, else ""."""
+    if "source_locale" in line and "target_locale" in line:
+        return f"{line['source_locale']}->{line['target_locale']}"
+    return str(line.get("pair") or line.get("lp") or line.get("language") or line.get("locale") or "")
+
+
+def asked(line: Line) -> str:
+    return next((str(line[name]) for name in TEXT_FIELDS if line.get(name)), "")
+
+
+def item(line: Line) -> str:
+    """Tells an item from any other of all tasks, and is the same in every system's file."""
+    return digest(line["task"], str(line["id"]) if "id" in line else [pair(line), asked(line)])[:16]
+
+
+def _groups(line: Line) -> dict[str, str]:
+    plain = {name: value for name, value in line.items() if isinstance(value, str) and len(value) < 40}
+    return plain | {"all": "all", "pair": pair(line)}
+
+
+def better(metric: str) -> int:
+    """1: higher is better; -1: lower is; 0: neither."""
+    return 0 if metric in NEUTRAL else -1 if metric in LOWER else 1
+
+
+@dataclass(frozen=True)
+class Compared:
+    """best: its system's place; tied: places of those that aren't worse beyond chance; paired: by the paired bootstrap."""
+
+    best: int | None
+    tied: tuple[int, ...] = ()
+    paired: bool = False
+
+
+def compare(systems: Sequence[System], cell: Cell, how: Resampling) -> Compared:
+    """The best system of a cell, and those tied with it: the interval of the difference holds 0 (paired bootstrap over common
+    segments, Koehn 2004) or, where either has no segment scores, the two intervals overlap."""
+    task, metric, by, group = cell
+    way, found = better(metric), {i: system.scores[cell] for i, system in enumerate(systems) if cell in system.scores}
+    if not way or len(found) < 2:
+        return Compared(None)
+    best = max(found, key=lambda i: way * found[i].value)
+    tied, paired = [], []
+    for i in found.keys() - {best}:
+        change = _change(systems[i], systems[best], (task, metric), (by, group), how)
+        paired.append(change is not None)
+        low, high = (change.low, change.high) if change else _apart(found[i], found[best])
+        if low <= 0 <= high:
+            tied.append(i)
+    return Compared(best, tuple(sorted(tied)), all(paired))
+
+
+def _apart(one: Estimate, other: Estimate) -> tuple[float, float]:
+    """The differences that two intervals leave possible."""
+    return other.low - one.high, other.high - one.low
+
+
+def _change(before: System, after: System, of: tuple[str, str], inside: tuple[str, str], how: Resampling) -> Estimate | None:
+    """How much higher `after` scores on the common segments of a group, mean over pairs."""
+    mine, theirs = before.segments.get(of, {}), after.segments.get(of, {})
+    by, group = inside
+    strata: dict[str, list[str]] = {}
+    for key, (groups, _) in mine.items():
+        if key in theirs and groups.get(by) == group:
+            strata.setdefault(groups["pair"], []).append(key)
+    if not strata:
+        return None
+    both = [[counted([side[key][1] for key in keys]) for keys in strata.values()] for side in (mine, theirs)]
+    return difference(*both, ratio, how)
+
+
+def failures(line: Line) -> list[str]:
+    """Which of FAILURES an answer to a translation is."""
+    output, reference = str(line.get("output", "")).strip(), str(line.get("reference") or line.get("target") or "")
+    found = []
+    if not output:
+        found.append("empty")
+    elif reference and is_copied(output, asked(line), reference):
+        found.append("copied")
+    if line.get("finish") == "length":
+        found.append("truncated")
+    if output and reference and (target := pair(line).rpartition("->")[2].rpartition("-")[2]) and is_wrong(output, reference, target):
+        found.append("wrong_language")
+    return found
+
+
+def is_wrong(output: str, reference: str, target: str) -> bool:
+    try:
+        return bool(is_wrong_language(output, reference, target))
+    except InputError:  # a locale that has no name here
+        return False
+
+
+def badness(line: Line) -> float | None:
+    """How bad a translation is, for order within one pair; sentence-level chrF++ where no neural metric has scored it."""
+    known = line.get("scores", {})
+    for metric in RANKING:
+        if isinstance(known.get(metric), int | float):
+            return -better(metric) * known[metric]
+    reference = line.get("reference") or line.get("target")
+    if not reference:
+        return None
+    counts, _ = chrf_statistics([str(line["output"]).strip()], [str(reference)])
+    return -float(chrf(counts)[0])

@@ -1,0 +1,87 @@
+"""The board of several systems: what it compares, marks, escapes, caps and refuses."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from evaluation import board
+from evaluation.metrics.bootstrap import Resampling
+from evaluation.systems import compare, read
+from megatron_tower.config import InputError
+
+ALL = ("wmt24pp", "xcomet", "all", "all")
+
+
+def system(folder: Path, values: list[float], texts: list[str] | None = None, per_segment: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    mean = sum(values) / len(values)
+    score = {"task": "wmt24pp", "metric": "xcomet", "value": mean, "low": mean - 0.3, "high": mean + 0.3, "count": len(values)}
+    rows = [score | {"by": "all", "group": "all"}, score | {"by": "pair", "group": "en->de_DE"}]
+    rows.append({"task": "general", "metric": "accuracy", "by": "all", "group": "all", "value": 50, "low": 40, "high": 60, "count": 9})
+    checkpoint = {"path": str(folder), "sha256": "0", "phase": None, "step": None}
+    (folder / "scores.json").write_text(json.dumps({"key": "k", "checkpoint": checkpoint, "scores": rows}))
+    with (folder / "generations.jsonl").open("w") as file:
+        for i, value in enumerate(values):
+            row = {"task": "wmt24pp", "id": f"s{i}", "source_locale": "en", "target_locale": "de_DE", "source": f"Source {i} of the text."}
+            row |= {"reference": f"Satz {i} des Textes.", "output": texts[i] if texts else f"Satz {i}", "finish": "stop"}
+            file.write(json.dumps(row | ({"scores": {"xcomet": value}} if per_segment else {})) + "\n")
+    return folder
+
+
+def page_data(path: Path) -> dict:
+    text = path.read_text()
+    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+
+
+def test_paired_comparison_sees_what_overlapping_intervals_hide(tmp_path):
+    noise = [(i * 37 % 100) / 100 for i in range(60)]
+    names = [f"{system(tmp_path / 'a', noise)}=a", f"{system(tmp_path / 'b', [v + 0.05 + i % 2 / 100 for i, v in enumerate(noise)])}=b"]
+    found = compare(read(names), ALL, Resampling())
+    assert (found.best, found.tied, found.paired) == (1, (), True)
+    bare = [f"{system(tmp_path / n, [v + up for v in noise], per_segment=False)}={n}" for n, up in (("c", 0), ("d", 0.05))]
+    found = compare(read(bare), ALL, Resampling())
+    assert (found.best, found.tied, found.paired) == (1, (0,), False)
+
+
+def test_page_holds_hostile_text_as_text_and_every_file_is_written(tmp_path):
+    hostile = "</script><img src=x onerror=alert(1)>"
+    names = [f"{system(tmp_path / 'a', [0.1, 0.9], [hostile, ''])}=<b>A</b>", f"{system(tmp_path / 'b', [0.2, 0.8])}=B_2 & co"]
+    path = board.write(read(names), tmp_path / "out", "B_2 & co", ("wmt24pp/xcomet", None))
+    text = path.read_text()
+    assert "<img src=x" not in text and "<b>A" not in text and text.count("</script>") == 2
+    assert "http://" not in text and "https://" not in text
+    data = page_data(path)
+    assert [e["answers"][0]["text"] for e in data["examples"]] == [hostile, ""]  # worst first
+    assert data["examples"][1]["answers"][0]["failures"] == ["empty"]
+    assert {p.name for p in path.parent.iterdir()} == {"index.html", "tables.md", "tables.tex", "tables.csv", "pareto.png", "pareto.svg"}
+    assert r"B\_2 \& co" in (path.parent / "tables.tex").read_text()
+    rows = list(csv.DictReader((path.parent / "tables.csv").open()))
+    assert len(rows) == 6 and {row["system"] for row in rows} == {"<b>A</b>", "B_2 & co"}
+
+
+def test_examples_are_capped_and_the_page_says_so(tmp_path, monkeypatch):
+    folder = system(tmp_path / "a", [i / 100 for i in range(100)])
+    path = board.write(read([str(folder)]), tmp_path / "out")
+    assert [e["answers"][0]["scores"]["xcomet"] for e in page_data(path)["examples"]] == [i / 100 for i in range(board.PER_PAIR)]
+    assert f"{board.PER_PAIR} of 100 segments" in path.read_text()
+    monkeypatch.setattr(board, "BUDGET", 1000)
+    assert len(page_data(board.write(read([str(folder)]), tmp_path / "out"))["examples"]) < 5
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    folder = system(tmp_path / "a", [0.5])
+    with pytest.raises(InputError, match=r"holds no scores\.json"):
+        read([str(tmp_path / "none")])
+    with pytest.raises(InputError, match="two systems are called a"):
+        read([f"{folder}=a", f"{folder}=a"])
+    with pytest.raises(InputError, match="--baseline c is none"):
+        board.write(read([f"{folder}=a"]), tmp_path / "out", "c")
+    with pytest.raises(InputError, match="--x no/metric was scored for no system"):
+        board.write(read([f"{folder}=a"]), tmp_path / "out", None, ("no/metric", None))
+    assert not (tmp_path / "out").exists()
+    with (folder / "generations.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(InputError, match=r"generations.jsonl:2: not an object"):
+        read([str(folder)])
