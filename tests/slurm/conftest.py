@@ -96,10 +96,11 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """As by a power cut: slurmd and all jobs' processes there are gone at once, and slurmctld finds out."""
-        for process in self.tool.processes():
-            if process.node == node:
+        while there := [process.pid for process in self.tool.processes() if process.node == node]:  # also what was forked meanwhile
+            for pid in there:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
         self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
 
     def start_node(self, node: str) -> None:
