@@ -1,6 +1,6 @@
-"""The report's figures by matplotlib: small enough to be read on a phone, as PNG files and as SVG inside the page.
+"""The reports' figures by matplotlib: small enough to be read on a phone, as PNG files and as SVG inside the page.
 
-Leaves out: anything that isn't in the files the report reads.
+Leaves out: anything that isn't in the files they read.
 """
 
 import base64

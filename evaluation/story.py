@@ -1,4 +1,4 @@
-"""What a run left on disk, read for the report: scores, generations, training curves and data manifest, nothing computed.
+"""What a run left on disk, read for its report: scores, generations, training curves and data manifest, nothing computed.
 
 A stage is `run_dir/<name>` with evaluation/scores.json in it. Bad or mismatched files -> InputError.
 """

@@ -107,7 +107,7 @@ def steps(cfg: Config, words: list[str]) -> list[Step]:
     exported = ["--checkpoint", str(run / cfg.recipe.phases[-1]), "--output", str(run / "hf")]
     plan.append(Step("export", "tools.convert_megatron_to_hf", exported, cfg, [before], run / "hf" / "config.json"))
     evaluations = [step.title for step in plan if step.module == EVALUATE]
-    plan.append(Step("report", "evaluation.report", words, cfg, evaluations, run / "report.html"))
+    plan.append(Step("report", "evaluation.run_report", words, cfg, evaluations, run / "report.html"))
     if cfg.recipe.sentence:
         sentence = ["--checkpoint", str(run / "hf"), "--to", cfg.recipe.sentence_locale, cfg.recipe.sentence]
         plan.append(Step("translate", "megatron_tower.translate", sentence, cfg, ["export"]))

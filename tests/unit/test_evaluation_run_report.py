@@ -1,4 +1,4 @@
-"""The report from a made-up run: its sentences follow from the numbers, it fetches nothing, bad files are named."""
+"""The report of one run, from a made-up one: its sentences follow from the numbers, it fetches nothing, bad files are named."""
 
 import html
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from matplotlib import pyplot as plt
 
-from evaluation import figures, report
+from evaluation import figures, run_report
 from evaluation.metrics.bootstrap import Estimate, Resampling
 from evaluation.story import Stage, Story, read
 from evaluation.tasks import TASKS
@@ -169,7 +169,7 @@ def text_of(page: str) -> str:
 
 def test_report_has_everything_and_fetches_nothing(run_of: Callable[..., Path]) -> None:
     run = run_of(base=BASE, cpt=CPT, sft=SFT)
-    assert report.write(run, ["base", "cpt", "sft"]) == run / "report.html"
+    assert run_report.write(run, ["base", "cpt", "sft"]) == run / "report.html"
     page, markdown = (run / "report.html").read_text(encoding="utf-8"), (run / "report.md").read_text(encoding="utf-8")
     links = re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']?([^"'\s>]+)""", page)
     assert len(links) == 3 and all(link.startswith("data:image/svg+xml;base64,") for link in links)
@@ -195,7 +195,7 @@ FIGURE = r"\d+\.\d \[\d+\.\d, \d+\.\d\]"
 
 def test_differences_are_claimed_only_where_the_interval_leaves_out_zero(run_of: Callable[..., Path]) -> None:
     run = run_of(base=BASE, cpt=CPT, sft=SFT)
-    shown = text_of(report.write(run, ["base", "cpt", "sft"]).read_text(encoding="utf-8"))
+    shown = text_of(run_report.write(run, ["base", "cpt", "sft"]).read_text(encoding="utf-8"))
     assert re.search(rf"Translation chrF\+\+: {FIGURE} → {FIGURE}; difference \+\d+\.\d \[\+\d+\.\d, \+\d+\.\d\], better\.", shown)
     assert re.search(
         r"General accuracy: 5\.0 % \[.*?\] → 60\.0 % \[.*?\]; difference \+55\.0 \[\+[34]\d\.\d, \+[67]\d\.\d\], better\.", shown
@@ -208,7 +208,7 @@ def test_differences_are_claimed_only_where_the_interval_leaves_out_zero(run_of:
 def test_each_phase_is_held_to_what_it_is_for(run_of: Callable[..., Path]) -> None:
     stages = {"base": BASE, "cpt": CPT, "sft": SFT, "wpo": WPO, "grpo": GRPO}
     run = run_of(**stages)
-    report.write(run, list(stages))
+    run_report.write(run, list(stages))
     page, markdown = text_of((run / "report.html").read_text(encoding="utf-8")), (run / "report.md").read_text(encoding="utf-8")
     for shown in (page, markdown):
         interval = r"95 % interval \[\+\d+\.\d, \+\d+\.\d\]"
@@ -245,7 +245,7 @@ def test_figures_show_every_stage_and_what_each_phase_trains_for(run_of: Callabl
 
 def test_a_phase_that_failed_at_its_aim_is_said_to_have(run_of: Callable[..., Path]) -> None:
     run = run_of(sft=SFT, wpo=replace(WPO, preference=0.62, general=0.1), grpo=replace(GRPO, translation=0.6, general=0.1, verifiable=0.0))
-    report.write(run, ["sft", "wpo", "grpo"])
+    run_report.write(run, ["sft", "wpo", "grpo"])
     shown = (run / "report.md").read_text(encoding="utf-8")
     assert re.search(r"WPO did not change preference accuracy measurably: from 60\.0 % to 62\.5 % \(difference \+2\.5, .*\[\+0\.0, ", shown)
     assert "WPO loses in general accuracy; no gain is measured." in shown
@@ -256,7 +256,7 @@ def test_a_phase_that_failed_at_its_aim_is_said_to_have(run_of: Callable[..., Pa
 
 def test_answers_without_a_verdict_are_told_and_left_out_on_both_sides(run_of: Callable[..., Path]) -> None:
     run = run_of(wpo=WPO, grpo=replace(WPO, unjudged=20))
-    report.write(run, ["wpo", "grpo"])
+    run_report.write(run, ["wpo", "grpo"])
     shown = (run / "report.md").read_text(encoding="utf-8")
     assert "20 of 40 verifiable answers of GRPO have no verdict (error 20): they are left out of its mean reward." in shown
     assert "verifiable answers of WPO have" not in shown
@@ -265,7 +265,7 @@ def test_answers_without_a_verdict_are_told_and_left_out_on_both_sides(run_of: C
 
 def test_a_trade_and_an_unlearnt_locale_are_said_in_words(run_of: Callable[..., Path]) -> None:
     run = run_of(cpt=replace(CPT, translation=1.0), sft=Made(4.1, translation=0.0, general=0.6, sway=0.3))
-    report.write(run, ["base", "cpt", "sft"])
+    run_report.write(run, ["base", "cpt", "sft"])
     shown = (run / "report.md").read_text(encoding="utf-8")
     assert (
         "A trade: SFT gains in general accuracy and loses in held-out bits per byte, translation chrF++ and translation exact match."
@@ -279,7 +279,7 @@ def test_a_trade_and_an_unlearnt_locale_are_said_in_words(run_of: Callable[..., 
 
 def test_one_stage_alone_is_a_report(run_of: Callable[..., Path]) -> None:
     run = run_of(base=BASE)
-    shown = text_of(report.write(run, ["base", "cpt", "sft"]).read_text(encoding="utf-8"))
+    shown = text_of(run_report.write(run, ["base", "cpt", "sft"]).read_text(encoding="utf-8"))
     assert (
         "Base of tiny_gemma2 (2.3M parameters), on 40 texts" in shown
         and "preference pairs and 40 verifiable instructions held out" in shown
@@ -289,27 +289,27 @@ def test_one_stage_alone_is_a_report(run_of: Callable[..., Path]) -> None:
 
 def test_bad_input_is_named_and_nothing_is_written(run_of: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no <stage>/evaluation/scores.json"):
-        report.write(tmp_path / "nowhere", ["base"])
+        run_report.write(tmp_path / "nowhere", ["base"])
     run = run_of(base=BASE, cpt=CPT)
     scores = run / "cpt" / "evaluation" / "scores.json"
     record = json.loads(scores.read_text())
     scores.write_text(json.dumps(record | {"settings": SETTINGS | {"general": 7}}))
     with pytest.raises(InputError, match="base and cpt were evaluated with different settings"):
-        report.write(run, ["base", "cpt"])
+        run_report.write(run, ["base", "cpt"])
     scores.write_text("{}")
     with pytest.raises(InputError, match=r"scores\.json lacks data, decoding"):
-        report.write(run, ["base", "cpt"])
+        run_report.write(run, ["base", "cpt"])
     scores.write_text("{broken")
     with pytest.raises(InputError, match=r"scores\.json: not JSON"):
-        report.write(run, ["base", "cpt"])
+        run_report.write(run, ["base", "cpt"])
     scores.write_text(json.dumps(record))
     generations = run / "base" / "evaluation" / "generations.jsonl"
     generations.write_text(generations.read_text() + "{broken\n")
     with pytest.raises(InputError, match=r"generations\.jsonl:201: not JSON"):
-        report.write(run, ["base", "cpt"])
+        run_report.write(run, ["base", "cpt"])
     generations.write_text("".join(generations.read_text().splitlines(keepends=True)[:-3]))
     with pytest.raises(InputError, match=r"'verifiable': 38} answers and scores.json speaks of .*'verifiable': 40}"):
-        report.write(run, ["base", "cpt"])
+        run_report.write(run, ["base", "cpt"])
     assert not (run / "report.html").exists() and not (run / "figures").exists()
 
 

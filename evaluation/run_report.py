@@ -3,7 +3,7 @@
 Reads <run_dir>/<stage>/evaluation, <run_dir>/<stage>/metrics.jsonl and the data manifest; stages are `base` and the recipe's
 phases, those that were evaluated. Computes nothing but the stages' differences, item by item, and the n-gram yardsticks.
 
-    python -m evaluation.report run_dir=runs/demo-tiny_gemma2-single
+    python -m evaluation.run_report run_dir=runs/demo-tiny_gemma2-single
 """
 
 from collections import Counter
@@ -51,12 +51,12 @@ def write(run_dir: Path, stages: list[str]) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=lambda name: name == "report.html.j2",
+        autoescape=lambda name: name == "run_report.html.j2",
     )
     templates.filters["arrow"] = lambda pair: pair.replace("->", " → ")
     templates.filters["line"] = lambda text: " ".join(text.split())
     for name in ("report.md", "report.html"):
-        write_text(run_dir / name, templates.get_template(f"{name}.j2").render(facts))
+        write_text(run_dir / name, templates.get_template(f"run_{name}.j2").render(facts))
     return run_dir / "report.html"
 
 
