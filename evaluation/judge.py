@@ -206,7 +206,7 @@ def obedience(held: Sequence[Line], replies: Sequence[Reply], signature: str, ho
 
 
 def into_scores(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Into the table that boards read, in place of what a judge said before of the same tasks and metrics."""
+    """Into the table that reports read, in place of what a judge said before of the same tasks and metrics."""
     if not path.is_file():
         return
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the board shows: evaluations read from their folders, compared cell by cell, and their worst segments picked.
+"""What the report of several systems shows: evaluations read from their folders, compared cell by cell, and their worst segments picked.
 
 Reads scores.json and generations.jsonl of each system, the latter line by line, twice: of a segment only its scores
 and what tells it from others are held.
@@ -15,6 +15,7 @@ from typing import Any
 from evaluation.metrics.bootstrap import Estimate, Resampling, counted, difference, ratio
 from evaluation.metrics.translation import chrf, chrf_statistics, is_copied, is_wrong_language
 from evaluation.store import digest
+from evaluation.story import TITLES
 from megatron_tower.config import InputError
 
 LOWER = {"ter", "bits_per_byte", "perplexity", "empty", "copied", "truncated", "wrong_language", "error", "no_verdict", "losses"}
@@ -43,29 +44,41 @@ class System:
 
     @property
     def run(self) -> str | None:
-        """Of the training that this is a stage of; None for a model from elsewhere."""
-        return str(Path(self.checkpoint.get("path", "")).parent) if self.checkpoint.get("phase") else None
+        """Of the training that this is a stage of, its base included; None for a model from elsewhere."""
+        path = Path(self.checkpoint.get("path", ""))
+        return str(path.parent) if self.checkpoint.get("phase") or path.name == "base" else None
 
 
 def read(named: Sequence[str]) -> list[System]:
-    """named: FOLDER or FOLDER=Label. Raises InputError for a folder without scores, malformed files and a label used twice."""
+    """named: FOLDER or FOLDER=Label, an evaluation's or a run's, whose stages are called "Label stage". Raises InputError for a folder
+    without scores, malformed files and a label used twice."""
     systems = []
     for name in named:
         folder, label = Path(name), ""
         if not folder.is_dir() and "=" in name:
             before, label = name.rsplit("=", 1)
             folder = Path(before)
-        systems.append(_system(folder, label))
+        if (folder / "scores.json").is_file():
+            systems.append(_system(folder, label))
+        else:
+            systems += [_system(stage / "evaluation", f"{label} {stage.name}".strip()) for stage in stages(folder)]
     labels = [system.label for system in systems]
     if double := sorted({label for label in labels if labels.count(label) > 1}):
         raise InputError(f"two systems are called {double[0]}: name them apart, FOLDER=Label")
     return systems
 
 
+def stages(run: Path) -> list[Path]:
+    """The evaluated stages of a run: those of the recipe in its order, then any others by name."""
+    names = list(TITLES)
+    found = sorted(path.parents[1] for path in run.glob("*/evaluation/scores.json"))
+    if not found:
+        raise InputError(f"{run} holds neither scores.json nor <stage>/evaluation/scores.json: give a folder of evaluation.run, or a run's")
+    return sorted(found, key=lambda stage: names.index(stage.name) if stage.name in names else len(names))
+
+
 def _system(folder: Path, label: str) -> System:
     path = folder / "scores.json"
-    if not path.is_file():
-        raise InputError(f"{folder} holds no scores.json: give the folder that evaluation.run wrote")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = [

@@ -1,9 +1,10 @@
 """Any number of evaluated systems side by side: index.html (self-contained), tables.md, tables.tex, tables.csv, pareto.svg and .png.
 
-    python -m evaluation.board runs/a/sft/evaluation runs/b/evaluation=Label --output board --baseline Label
+    python -m evaluation.report runs/mine other/evaluation=Other --output report --baseline Other
 
-Reads what evaluation/systems.py reads. Examples are the worst segments of each system and pair and each kind of failure, taken in turn
-until the page is full; the page says how many were left out. Leaves out: computing scores.
+A run's directory stands for its evaluated stages in order (what they mean is said by evaluation/run_report.py). Examples are the worst
+segments of each system and pair and each kind of failure, taken in turn until the page is full; the page says how many were left out.
+Leaves out: computing scores.
 """
 
 import argparse
@@ -50,14 +51,14 @@ Y = ("m_arenahard/win_rate", "ifeval/prompt_strict", "general/accuracy", "verifi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("systems", nargs="+", help="folders of evaluations, FOLDER or FOLDER=Label; stages of a run in order")
+    parser.add_argument("runs", nargs="+", help="an evaluation's folder or a run's directory, FOLDER or FOLDER=Label")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--baseline", help="label that the heat maps compare with; the first system if not given")
     parser.add_argument("--x", help="task/metric of the figure's horizontal axis")
     parser.add_argument("--y", help="task/metric of its vertical axis")
     options = parser.parse_args()
     try:
-        print(f"board: {write(read(options.systems), options.output, options.baseline, (options.x, options.y))}")
+        print(f"report: {write(read(options.runs), options.output, options.baseline, (options.x, options.y))}")
     except InputError as error:
         refuse(error)
 
@@ -100,7 +101,7 @@ def write(systems: Sequence[System], output: Path, baseline: str | None = None, 
     write_text(output / "tables.csv", as_csv(systems))
     write_text(output / "tables.md", as_markdown(labels, systems, table))
     write_text(output / "tables.tex", as_latex(labels, systems, table))
-    write_text(output / "index.html", environment.get_template("board.html.j2").render(facts))
+    write_text(output / "index.html", environment.get_template("report.html.j2").render(facts))
     return output / "index.html"
 
 

@@ -1,12 +1,13 @@
-"""The board of several systems: what it compares, marks, escapes, caps and refuses."""
+"""The report of several systems: what it compares, marks, escapes, caps and refuses."""
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from evaluation import board
+from evaluation import report
 from evaluation.metrics.bootstrap import Resampling
 from evaluation.systems import compare, read
 from megatron_tower.config import InputError
@@ -49,7 +50,7 @@ def test_paired_comparison_sees_what_overlapping_intervals_hide(tmp_path):
 def test_page_holds_hostile_text_as_text_and_every_file_is_written(tmp_path):
     hostile = "</script><img src=x onerror=alert(1)>"
     names = [f"{system(tmp_path / 'a', [0.1, 0.9], [hostile, ''])}=<b>A</b>", f"{system(tmp_path / 'b', [0.2, 0.8])}=B_2 & co"]
-    path = board.write(read(names), tmp_path / "out", "B_2 & co", ("wmt24pp/xcomet", None))
+    path = report.write(read(names), tmp_path / "out", "B_2 & co", ("wmt24pp/xcomet", None))
     text = path.read_text()
     assert "<img src=x" not in text and "<b>A" not in text and text.count("</script>") == 3
     assert "http://" not in text and "https://" not in text
@@ -64,24 +65,43 @@ def test_page_holds_hostile_text_as_text_and_every_file_is_written(tmp_path):
 
 def test_examples_are_capped_and_the_page_says_so(tmp_path, monkeypatch):
     folder = system(tmp_path / "a", [i / 100 for i in range(100)])
-    path = board.write(read([str(folder)]), tmp_path / "out")
+    path = report.write(read([str(folder)]), tmp_path / "out")
     assert all(a["spans"] == [[0, 2, "major"]] for e in page_data(path)["examples"] for a in e["answers"])
-    assert [e["answers"][0]["scores"]["xcomet"] for e in page_data(path)["examples"]] == [i / 100 for i in range(board.PER_PAIR)]
-    assert f"{board.PER_PAIR} of 100 segments" in path.read_text()
-    monkeypatch.setattr(board, "BUDGET", 1000)
-    assert len(page_data(board.write(read([str(folder)]), tmp_path / "out"))["examples"]) < 5
+    assert [e["answers"][0]["scores"]["xcomet"] for e in page_data(path)["examples"]] == [i / 100 for i in range(report.PER_PAIR)]
+    assert f"{report.PER_PAIR} of 100 segments" in path.read_text()
+    monkeypatch.setattr(report, "BUDGET", 1000)
+    assert len(page_data(report.write(read([str(folder)]), tmp_path / "out"))["examples"]) < 5
+
+
+def test_a_run_stands_for_its_stages_in_order_joined_as_a_path(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "mine"
+    for stage in ("extra", "wpo", "base", "sft", "unfinished"):
+        system(run / stage / "evaluation", [0.5])
+        scores = json.loads((run / stage / "evaluation" / "scores.json").read_text())
+        checkpoint = {"path": str(run / stage), "phase": None if stage == "base" else stage}
+        (run / stage / "evaluation" / "scores.json").write_text(json.dumps(scores | {"checkpoint": checkpoint}))
+    (run / "unfinished" / "evaluation" / "scores.json").unlink()
+    other = system(tmp_path / "b=c", [0.5])
+    systems = read([f"{run}=Mine", str(other), f"{run / 'sft' / 'evaluation'}"])
+    assert [s.label for s in systems] == ["Mine base", "Mine sft", "Mine wpo", "Mine extra", tmp_path.name, "sft"]
+    assert [s.run for s in systems] == [str(run)] * 4 + [None, str(run)]
+    with pytest.raises(InputError, match="two systems are called base: name them apart"):
+        read([str(run), str(run)])
+    monkeypatch.setattr(sys, "argv", ["report", str(run), "--output", str(tmp_path / "out")])
+    report.main()
+    assert capsys.readouterr().out == f"report: {tmp_path / 'out' / 'index.html'}\n"
 
 
 def test_bad_input_is_one_sentence(tmp_path):
     folder = system(tmp_path / "a", [0.5])
-    with pytest.raises(InputError, match=r"holds no scores\.json"):
+    with pytest.raises(InputError, match=r"holds neither scores\.json"):
         read([str(tmp_path / "none")])
     with pytest.raises(InputError, match="two systems are called a"):
         read([f"{folder}=a", f"{folder}=a"])
     with pytest.raises(InputError, match="--baseline c is none"):
-        board.write(read([f"{folder}=a"]), tmp_path / "out", "c")
+        report.write(read([f"{folder}=a"]), tmp_path / "out", "c")
     with pytest.raises(InputError, match="--x no/metric was scored for no system"):
-        board.write(read([f"{folder}=a"]), tmp_path / "out", None, ("no/metric", None))
+        report.write(read([f"{folder}=a"]), tmp_path / "out", None, ("no/metric", None))
     assert not (tmp_path / "out").exists()
     with (folder / "generations.jsonl").open("a") as file:
         file.write("{}\n")
