@@ -9,8 +9,9 @@ Reads generations.jsonl of the folders; writes into --folder, or --output: judge
 cut off asks what is missing), and win_rates.json or requirements.json; and puts the scores into scores.json where there is one.
 
 A prompt counts where both orders have a verdict: 1, a half or 0 for each order, so that a judge who likes what comes first moves nothing.
-Intervals resample questions, each with all its languages. Leaves out: a length-controlled win rate. In its place win rates stand where
-the model's answer is the longer one and where it is the shorter: the further apart they are, the more the judge may go by length.
+Intervals resample questions, each with all its languages. Beside the win rate stand the one that answers of equal length would have
+(evaluation/metrics/length.py) and those where the model's answer is the longer and the shorter one: the further apart these are, the
+more the judge may go by length.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import numpy as np
 from evaluation.generators.endpoint import EndpointGenerator
 from evaluation.judging import JUDGE_VERSION, Judge, Question, Reply, comparison, requirements
 from evaluation.metrics.bootstrap import Estimate, Resampling, estimate, mean, percent, percentage
+from evaluation.metrics.length import length_controlled, relative_lengths
 from evaluation.store import Store
 from evaluation.systems import Line, asked, item, lines, pair
 from evaluation.tasks.task import Score, groups_by
@@ -136,7 +138,9 @@ def turned(reply: Reply) -> Reply:
 
 
 def win_rates(compared: Sequence[Compared], task: str, signature: str, how: Resampling = Resampling()) -> list[Score]:
-    """In %, ties a half: of all, by language, and where the model's answer is longer or shorter; what they rest on beside them."""
+    """In %, ties a half: of all, by language, and where the model's answer is longer or shorter; what they rest on beside them.
+
+    lc_win_rate is the length-controlled one, where both verdicts and lengths differ from prompt to prompt."""
     replies = [reply for one in compared for reply in one.verdicts]
     scores = [
         Score(task, problem, "all", "all", percentage([reply.problem == problem for reply in replies], how), signature)
@@ -146,6 +150,7 @@ def win_rates(compared: Sequence[Compared], task: str, signature: str, how: Resa
     if not judged:
         return scores
     rows = [{"language": pair(one.line) or "all", "length": longer(one)} for one in judged]
+    lengths = relative_lengths([len(one.model) - len(one.baseline) for one in judged], [row["language"] for row in rows])
     for by, group, of in groups_by(rows, "language", "length"):
         chosen = [judged[i] for i in of]
         questions = [str(one.line.get("question_id") or item(one.line)) for one in chosen]
@@ -154,6 +159,8 @@ def win_rates(compared: Sequence[Compared], task: str, signature: str, how: Resa
         if by != "length":
             measured |= {"wins": [w > 0.5 for w in wins], "ties": [w == 0.5 for w in wins], "losses": [w < 0.5 for w in wins]}
             measured |= {"consistent": [one.consistent for one in chosen]}
+            if np.ptp(wins) and np.ptp(lengths[of]):
+                scores.append(Score(task, "lc_win_rate", by, group, length_controlled(wins, lengths[of], questions, how), signature))
         scores += [Score(task, name, by, group, clustered(values, questions, how), signature) for name, values in measured.items()]
     for side in ("model", "baseline"):
         scores.append(Score(task, "characters", "side", side, mean([len(getattr(one, side)) for one in judged], how), signature))
