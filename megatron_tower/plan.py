@@ -224,9 +224,8 @@ def _rollout_rows(cfg: "Config") -> tuple[int, int]:
 
 
 def _rollout(cfg: "Config", stage: int) -> float:
-    """The cache of all answers, that of their prompts beside it, and the widest moment of the prompts' pass.
-
-    Prompts of unequal length are padded, which no fused kernel serves: with a soft-cap attention makes all their scores (10 bytes each).
+    """The cache of all answers, that of their prompts beside it, and the widest moment of the prompts' pass: eager's scores (10 bytes each
+    with their copies and the mask) or a layer's MLP.
     """
     model, par, rollout = cfg.model, cfg.parallel, cfg.phase.rollout
     if not rollout:
@@ -236,8 +235,7 @@ def _rollout(cfg: "Config", stage: int) -> float:
     cache = cache_bytes(cfg, model.num_layers // par.pipeline)
     wide = prompts * length * _bytes(cfg) * (4 * model.ffn_hidden_size / par.tensor + 3 * model.hidden_size)
     scores = prompts * length**2 * (10 * model.num_attention_heads / par.tensor + 6)
-    eager = model.attention_softcap is not None or model.attention_backend == "eager"
-    return cache * (1 + prompts * length / rows / cfg.phase.seq_length) + max(wide, scores if eager else 0)
+    return cache * (1 + prompts * length / rows / cfg.phase.seq_length) + max(wide, scores if model.attention_backend == "eager" else 0)
 
 
 def _fp8_copies(cfg: "Config", stage: int) -> float:

@@ -38,7 +38,7 @@ def translate(checkpoint: Path, source: str, target: str, sentences: list[str], 
         model, tokenizer, _ = open_for_inference(checkpoint, parallel, precision)
         filled = [i for i, sentence in enumerate(sentences) if sentence.strip()]
         prompts = [chat.prompt_ids(tokenizer, translation_prompt(source, target, sentences[i].strip())) for i in filled]
-        answers = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=chat.stop_ids(tokenizer), pad_id=tokenizer.pad_token_id)
+        answers = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=chat.stop_ids(tokenizer))
         texts = {i: tokenizer.decode(answer, skip_special_tokens=True).strip() for i, answer in zip(filled, answers, strict=True)}
         return [texts.get(i, "") for i in range(len(sentences))]
     finally:

@@ -182,7 +182,7 @@ def _decoders(model: torch.nn.Module, hf: "PreTrainedModel", rows: int, work: Wo
     greedy = {"max_new_tokens": work.new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
     def ours(_: int) -> list[list[int]]:
-        return generate(model, prompts.tolist(), max_new_tokens=work.new, stop_ids=[], pad_id=0, batch_size=rows)
+        return generate(model, prompts.tolist(), max_new_tokens=work.new, stop_ids=[], batch_size=rows)
 
     def theirs(_: int) -> list[list[int]]:
         tokens: Tensor = hf.generate(prompts, attention_mask=torch.ones_like(prompts), **greedy)

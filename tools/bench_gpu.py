@@ -296,7 +296,7 @@ def sampling(model: str, rows: int, prompt: int, new: int, turns: int) -> Iterat
     asked = {"max_new_tokens": new, "do_sample": True, "top_k": 0, "eos_token_id": None, "pad_token_id": 0}
 
     def our_turn() -> None:
-        sample(decoder, prompts.tolist(), max_new_tokens=new, stop_ids=[], pad_id=0, temperature=1.0, batch_size=rows)
+        sample(decoder, prompts.tolist(), max_new_tokens=new, stop_ids=[], temperature=1.0, batch_size=rows)
 
     def their_turn() -> None:
         with torch.inference_mode():

@@ -126,9 +126,7 @@ def samplers(model: torch.nn.Module, hf: "PreTrainedModel") -> tuple[Callable, C
     options = {"max_new_tokens": NEW, "do_sample": True, "top_k": 0, "eos_token_id": None, "pad_token_id": 0, "num_return_sequences": GROUP}
 
     def ours(_: int) -> list[int]:
-        found = sample(
-            model, prompts, samples=GROUP, max_new_tokens=NEW, stop_ids=[], pad_id=0, temperature=1.0, batch_size=SAMPLED * GROUP
-        )
+        found = sample(model, prompts, samples=GROUP, max_new_tokens=NEW, stop_ids=[], temperature=1.0, batch_size=SAMPLED * GROUP)
         return [len(answer.tokens) for group in found for answer in group]
 
     def theirs(_: int) -> list[int]:

@@ -151,7 +151,6 @@ def _sample(cfg: Config, items: dict[int, Item]) -> dict[int, list[str]]:
         samples=wanted.samples,
         max_new_tokens=wanted.max_new_tokens,
         stop_ids=stops,
-        pad_id=chat.pad_id(tokenizer),
         temperature=wanted.temperature,
         top_p=wanted.top_p,
         seed=cfg.seed,

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from evaluation.generators import Chat, Decoding, Generation, Likelihood, cut
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.batch import Batch
-from megatron_tower.data.chat import encode_all, pad_id, prompt_ids, stop_ids
+from megatron_tower.data.chat import encode_all, prompt_ids, stop_ids
 from megatron_tower.rollout.generate import generate
 from megatron_tower.rollout.scoring import label_logprobs
 from megatron_tower.runtime.distributed import device
@@ -73,7 +73,6 @@ class MegatronGenerator:
             prompts,
             max_new_tokens=decoding.max_new_tokens,
             stop_ids=stops,
-            pad_id=pad_id(self.tokenizer),
             batch_size=self.cfg.batch_size,
             temperature=decoding.temperature,
             top_p=decoding.top_p,

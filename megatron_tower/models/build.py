@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megatron_tower.config import InputError, ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_tower.models import kernels, rope
+from megatron_tower.models.decoding import Context, PromptContext
 from megatron_tower.models.families import family_of
 from megatron_tower.models.head import Head, finished
 from megatron_tower.models.layer import layer_spec
@@ -31,7 +32,8 @@ class Decoder(GPTModel):
     """GPTModel of one of our families: embeddings may be scaled, logits soft-capped, RoPE scaled, the vocabulary of any size.
 
     forward(tokens [batch, seq], position_ids, attention_mask=None, packed_seq_params=None, inference_context=None) returns, on the last
-    pipeline stage, logits [batch, seq, padded vocab / tensor-parallel], elsewhere hidden states [seq, batch, hidden]. With `labels`, whose
+    pipeline stage, logits [batch, seq, padded vocab / tensor-parallel], of a `PromptContext` [1, prompts, ...] after each prompt's last
+    token, elsewhere hidden states [seq, batch, hidden]. With `labels`, whose
     values it leaves to the objective, the last stage returns a `Head`, from which these have their log-probabilities without the logits.
     The padding's logits are NEVER, its rows are zero and get no gradient: softmax, sampling and the optimizer do as if it were not there.
     """
@@ -69,7 +71,7 @@ class Decoder(GPTModel):
     def _postprocess(
         self,
         hidden_states: Tensor,
-        inference_context: object = None,
+        inference_context: Context | None = None,
         labels: Tensor | None = None,
         **_: object,  # losses and multi-token prediction: objectives see to them
     ) -> Tensor | Head:
@@ -82,8 +84,8 @@ class Decoder(GPTModel):
                 gathered(layer, (hidden_states,))
             weight = layer.weight if tied is None else tied
             return Head(hidden_states, weight, self.final_softcap, self.own_tokens, self.pg_collection.tp, layer.sequence_parallel)
-        if inference_context is not None and not self.training and inference_context.materialize_only_last_token_logits:
-            hidden_states = hidden_states[-1:]
+        if isinstance(inference_context, PromptContext):
+            hidden_states = hidden_states[inference_context.ends]
         logits, _ = self.output_layer(hidden_states, weight=tied)
         return finished(logits, self.final_softcap, self.own_tokens).transpose(0, 1)
 

@@ -2,9 +2,14 @@
 
 Megatron-core's layer (0.16.1) passes through much that only training needs, and its attention caches keys before RoPE, so that the whole
 cache is rotated again, sines and cosines included, for each new token. Here a key is rotated once, when it enters.
-Serves static batches (`StaticInferenceContext`), whose cache is read as far as it is filled, and steps of fixed shape (`FixedContext`);
-without either, the stock forward runs.
+What is computed and where keys and values go, a context says: `PromptContext` for a batch's prompts, then for each new token
+`GrowingContext`, whose cache is read as far as it is filled, or `FixedContext`, whose shapes stay. Without one the stock forward runs.
+
+    slots of a row's cache    0 ... nothing ... padding[row] ... its prompt ... width ... its answer ... width + new
 """
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
@@ -14,6 +19,66 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from megatron_tower.models.attention import CoreAttention
+from megatron_tower.models.packing import pack
+
+
+class PromptContext(StaticInferenceContext):
+    """Prompts laid end to end in one row, [1, total]: kernels for packed rows serve it, and no padding is computed.
+
+    padding: [prompts] int64 on the CPU, slots to the left of each that hold no token; ends: [prompts], the last token of each in the row.
+    """
+
+    def __init__(self, lengths: Sequence[int], slots: int, device: torch.device):
+        super().__init__(len(lengths), slots)
+        bounds = torch.tensor([0, *accumulate(lengths)])
+        self.width = max(lengths)
+        self.padding = self.width - bounds.diff()
+        self.packing = pack(bounds, device)
+        rows = torch.arange(len(lengths)).repeat_interleave(bounds.diff())
+        self.places = (torch.arange(len(rows)) + (self.padding - bounds[:-1])[rows]).to(device)  # the slot of each token
+        self.rows, self.ends = rows.to(device), (bounds[1:] - 1).to(device)
+
+    def angles(self, of_slots: Tensor) -> Tensor:
+        return of_slots.index_select(0, self.places)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, core: CoreAttention) -> Tensor:
+        """Query, key and value [total, 1, heads or groups, dim] -> [total, 1, heads * dim]; fills the layer's cache."""
+        query, key, value = (part.squeeze(1) for part in (query, key, value))
+        caches = []
+        for part in (key, value):
+            cache = part.new_zeros(self.max_sequence_length, self.max_batch_size, *part.shape[1:])  # a hidden NaN would still be one
+            cache[self.places, self.rows] = part
+            caches.append(cache)
+        self.key_value_memory_dict[layer] = tuple(caches)
+        return core(query, key, value, None, packed_seq_params=self.packing).unsqueeze(1)
+
+
+class GrowingContext(StaticInferenceContext):
+    """One new token a row, in the slot behind what the prompts and the tokens before it filled."""
+
+    def __init__(self, prompts: PromptContext):
+        super().__init__(prompts.max_batch_size, prompts.max_sequence_length)
+        self.enable_decode_mode()
+        self.key_value_memory_dict, self.sequence_len_offset = prompts.key_value_memory_dict, prompts.width
+        self.hidden = None  # [rows, 1, 1, slots], True where a row holds no token
+        if prompts.padding.any():
+            self.hidden = (torch.arange(prompts.max_sequence_length) < prompts.padding[:, None])[:, None, None].to(prompts.rows.device)
+
+    def take(self, rows: list[int] | Tensor) -> None:
+        """Go on with these rows, one of them several times or never."""
+        for layer, (keys, values) in self.key_value_memory_dict.items():
+            self.key_value_memory_dict[layer] = keys[:, rows], values[:, rows]
+        self.hidden = None if self.hidden is None else self.hidden[rows]
+
+    def angles(self, of_slots: Tensor) -> Tensor:
+        return of_slots[self.sequence_len_offset : self.sequence_len_offset + 1]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, core: CoreAttention) -> Tensor:
+        """Query, key and value of one token a row, [1, rows, heads or groups, dim] -> [1, rows, heads * dim]."""
+        keys, values = self.key_value_memory_dict[layer]
+        start, end = self.sequence_len_offset, self.sequence_len_offset + 1
+        keys[start:end], values[start:end] = key, value
+        return core(query, keys[:end], values[:end], None if self.hidden is None else self.hidden[..., :end])
 
 
 class FixedContext(StaticInferenceContext):
@@ -30,8 +95,11 @@ class FixedContext(StaticInferenceContext):
         self.places = torch.arange(span, device=slot.device)
         self.hidden = ((self.places < padding[:, None]) | (self.places > slot))[:, None, None]  # [rows, 1, 1, span]
 
+    def angles(self, of_slots: Tensor) -> Tensor:
+        return of_slots.index_select(0, self.slot)
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, core: CoreAttention) -> Tensor:
-        """Query, key and value of one token a row, [1, rows, heads or groups, dim] -> [1, rows, heads * dim]."""
+        """As `GrowingContext.attend`."""
         rows = query.size(1)
         keys, values = (cache[:, :rows] for cache in self.key_value_memory_dict[layer])
         keys.index_copy_(0, self.slot, key)
@@ -53,25 +121,24 @@ def _attend_one(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, sca
     return torch.bmm(probabilities, values).view(1, rows, heads * dim)
 
 
+Context = PromptContext | GrowingContext | FixedContext
+
+
 class DecodingLayer(TransformerLayer):
     def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        inference_context: StaticInferenceContext | None = None,
+        inference_context: Context | None = None,
         rotary_pos_emb: Tensor | None = None,
         **others: object,
     ) -> tuple[Tensor, None]:
         """[s_new, batch, hidden] -> the same; biases and dropout are not added, for no family has them here."""
         if inference_context is None:
             return super().forward(hidden_states, attention_mask, rotary_pos_emb=rotary_pos_emb, **others)
-        attended, _ = self.self_attention(
-            self.input_layernorm(hidden_states),
-            attention_mask,
-            inference_context=inference_context,
-            rotary_pos_emb=rotary_pos_emb,
-        )
+        normed = self.input_layernorm(hidden_states)
+        attended, _ = self.self_attention(normed, None, inference_context=inference_context, rotary_pos_emb=rotary_pos_emb)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.pre_mlp_layernorm(hidden_states))[0], None
 
@@ -82,27 +149,15 @@ class CachingSelfAttention(SelfAttention):
         hidden_states: Tensor,
         attention_mask: Tensor | None,
         *,
-        inference_context: StaticInferenceContext | None = None,
+        inference_context: Context | None = None,
         rotary_pos_emb: Tensor | None = None,
         **others: object,
     ) -> tuple[Tensor, Tensor | None]:
-        """[s_new, batch, hidden] -> the same; the cache of this layer, keys and values [s, batch, groups, dim], is filled up by s_new."""
+        """[s_new, batch, hidden] -> the same; with a context no mask is read. Caches are keys and values [slots, rows, groups, dim]."""
         if inference_context is None:
             return super().forward(hidden_states, attention_mask, rotary_pos_emb=rotary_pos_emb, **others)
         query, key, value = self.get_query_key_value_tensors(hidden_states)
-        if isinstance(inference_context, FixedContext):
-            query, key = self._rotated(query, key, rotary_pos_emb.index_select(0, inference_context.slot))
-            return self.linear_proj(inference_context.attend(self.layer_number, query, key, value, self.core_attention))
-        start = inference_context.sequence_len_offset
-        end = start + key.size(0)
-        query, key = self._rotated(query, key, rotary_pos_emb[start:end])
-        if start == 0:
-            room = inference_context.max_sequence_length, *key.shape[1:]
-            inference_context.key_value_memory_dict[self.layer_number] = key.new_empty(room), value.new_empty(room)
-        keys, values = inference_context.key_value_memory_dict[self.layer_number]
-        keys[start:end], values[start:end] = key, value
-        return self.linear_proj(self.core_attention(query, keys[:end], values[:end], attention_mask))
-
-    def _rotated(self, query: Tensor, key: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-        both = apply_rotary_pos_emb(torch.cat([query, key], dim=2), angles, self.config, cp_group=self.pg_collection.cp)
-        return both.split([query.size(2), key.size(2)], dim=2)
+        angles, both = inference_context.angles(rotary_pos_emb), torch.cat([query, key], dim=2)
+        both = apply_rotary_pos_emb(both, angles, self.config, cp_group=self.pg_collection.cp)
+        query, key = both.split([query.size(2), key.size(2)], dim=2)
+        return self.linear_proj(inference_context.attend(self.layer_number, query, key, value, self.core_attention))

@@ -114,7 +114,6 @@ class RolloutSource:
                 samples=rollout.rollouts_per_prompt,
                 max_new_tokens=rollout.max_new_tokens,
                 stop_ids=self.stops,
-                pad_id=pad_id(self.tokenizer),
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
                 seed=self.cfg.seed,

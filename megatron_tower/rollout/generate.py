@@ -2,8 +2,9 @@
 
 `generate` gives one answer a prompt, `sample` several with their log-probabilities; the answers of a prompt share its prefill.
 
-Prompts of unequal length are padded on the left, so that all rows of a batch write the same slot of the cache; rotary scores
-depend on the distance of two slots alone, and the padding's keys are hidden. How a batch is carried on: `rollout/steps.py`.
+The prompts of a batch run end to end in one packed row. In the cache they are padded on the left, so that all rows write the same
+slot; rotary scores depend on the distance of two slots alone, and the padding's keys are hidden (`models/decoding.py`). How a batch is
+carried on: `rollout/steps.py`.
 
 Leaves out: context parallelism, virtual pipeline stages, refilling a batch with waiting prompts.
 Run:  python -m megatron_tower.translate --checkpoint RUN --to de "Good morning"
@@ -44,7 +45,6 @@ class Decoding:
 
     max_new_tokens: int
     stop_ids: list[int]
-    pad_id: int
     temperature: float
     top_p: float
     samples: int = 1
@@ -57,14 +57,13 @@ def generate(
     *,
     max_new_tokens: int,
     stop_ids: list[int],
-    pad_id: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
 ) -> list[list[int]]:
     """New tokens of each prompt, the stop token included when one came: those of `sample` with its defaults."""
-    decoding = Decoding(max_new_tokens, stop_ids, pad_id, temperature, top_p)
+    decoding = Decoding(max_new_tokens, stop_ids, temperature, top_p)
     return [answer.tokens for [answer] in _complete(model, prompts, decoding, seed, range(len(prompts)), batch_size)]
 
 
@@ -75,7 +74,6 @@ def sample(
     samples: int = 1,
     max_new_tokens: int,
     stop_ids: list[int],
-    pad_id: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -89,7 +87,7 @@ def sample(
     draws its random numbers from (seed, keys[i], g), keys being the positions if not given: samples depend neither on `batch_size`
     nor on the layout, nor on which data-parallel replica makes them. Raises InputError before any work.
     """
-    decoding = Decoding(max_new_tokens, stop_ids, pad_id, temperature, top_p, samples, logprobs=True)
+    decoding = Decoding(max_new_tokens, stop_ids, temperature, top_p, samples, logprobs=True)
     return _complete(model, prompts, decoding, seed, range(len(prompts)) if keys is None else keys, batch_size)
 
 
@@ -170,17 +168,12 @@ def _decode(
     steps: GrowingSteps | FixedSteps, prompts: list[list[int]], numbers: np.ndarray, decoding: Decoding, device: torch.device
 ) -> list[Completion]:
     """One batch to its end, a prompt's answers side by side. numbers: [prompts * samples, max_new_tokens] uniform in [0, 1)."""
-    width = max(len(prompt) for prompt in prompts)
-    tokens = torch.tensor([[decoding.pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
-    slots = torch.arange(width + decoding.max_new_tokens, device=device)
-    hidden = (slots < padding[:, None])[:, None, None] if padding.any() else None  # [batch, 1, 1, slots], True = never attended
     copies = torch.arange(len(prompts), device=device).repeat_interleave(decoding.samples)
     draws = torch.from_numpy(numbers).to(device)
 
     answers = [Completion() for _ in numbers]
     batch, alive = list(range(len(answers))), [True] * len(answers)  # the answer of each row, and whether it goes on
-    logits = steps.prefill(tokens, hidden, copies, decoding.max_new_tokens)
+    logits = steps.prefill(prompts, copies, decoding.max_new_tokens)
     for step in range(decoding.max_new_tokens):
         chosen, logprobs = _choose(logits, draws[:, step], decoding)
         told = chosen.tolist(), [] if logprobs is None else logprobs.tolist()

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from megatron_tower.models.decoding import FixedContext
+from megatron_tower.models.decoding import Context, FixedContext, GrowingContext, PromptContext
 
 SPAN = 256  # slots; a step reads the cache up to a multiple of it, and each span is a graph of its own
 
@@ -28,44 +27,30 @@ class GrowingSteps:
     def __init__(self, model: GPTModel):
         self.model = model
 
-    def prefill(self, tokens: Tensor, hidden: Tensor | None, copies: Tensor, new: int) -> Tensor | None:
-        """Run the prompts, tokens [prompts, width], and give row i of the batch the cache of prompt copies[i].
+    def prefill(self, prompts: list[list[int]], copies: Tensor, new: int) -> Tensor | None:
+        """Run the prompts and give row i of the batch the cache of prompt copies[i], with room for `new` tokens.
 
-        hidden: [prompts, 1, 1, width + new] bool, True where a prompt is padded, None where none is. Returns the logits [rows, vocab / tp]
-        that follow the prompts on the last pipeline stage, None elsewhere.
+        Returns the logits [rows, vocab / tp] that follow the prompts on the last pipeline stage, None elsewhere.
         """
-        prompts, width = tokens.shape
-        self.context = StaticInferenceContext(prompts, width + new)
-        self.hidden = hidden
-        logits = self._forward(tokens)
-        self.context.enable_decode_mode()
-        if len(copies) == prompts:
+        context, logits = _prefilled(self.model, prompts, new)
+        self.context = GrowingContext(context)
+        if len(copies) == len(prompts):
             return logits
-        self._take(copies)
+        self.context.take(copies)
         return None if logits is None else logits[copies]
 
     def step(self, tokens: Tensor) -> Tensor | None:
         """tokens [rows, 1] -> the logits that follow, as `prefill` gives them."""
-        return self._forward(tokens)
+        logits = _forward(self.model, tokens, self.context)
+        self.context.increment_sequence_len_offset(1)
+        return logits
 
     def keep(self, alive: Sequence[bool]) -> list[int]:
         """Tell which rows go on; returns those that stay in the batch, in order."""
         stay = [row for row, goes_on in enumerate(alive) if goes_on]
         if len(stay) < len(alive):
-            self._take(stay)
+            self.context.take(stay)
         return stay
-
-    def _take(self, rows: list[int] | Tensor) -> None:
-        for layer, (keys, values) in self.context.key_value_memory_dict.items():
-            self.context.key_value_memory_dict[layer] = keys[:, rows], values[:, rows]
-        self.hidden = None if self.hidden is None else self.hidden[rows]
-
-    def _forward(self, tokens: Tensor) -> Tensor | None:
-        end = self.context.sequence_len_offset + tokens.size(1)
-        hidden = None if self.hidden is None else self.hidden[..., :end]
-        logits = _forward(self.model, tokens, hidden, self.context)
-        self.context.increment_sequence_len_offset(tokens.size(1))
-        return logits
 
 
 class FixedSteps:
@@ -81,17 +66,16 @@ class FixedSteps:
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # (rows, span) -> a step, its logits
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
-    def prefill(self, tokens: Tensor, hidden: Tensor | None, copies: Tensor, new: int) -> Tensor:
-        """As `GrowingSteps.prefill`."""
-        prompts, self.filled = tokens.shape
-        context = StaticInferenceContext(prompts, self.filled)
-        logits = _forward(self.model, tokens, None if hidden is None else hidden[..., : self.filled], context)
+    def prefill(self, prompts: list[list[int]], copies: Tensor, new: int) -> Tensor:
+        """As `GrowingSteps.prefill`; the room is there already."""
+        context, logits = _prefilled(self.model, prompts, 0)
+        self.filled = context.width
         for layer, cache in context.key_value_memory_dict.items():
             if layer not in self.caches:
                 self.caches[layer] = tuple(part.new_zeros(self.slots, len(self.tokens), *part.shape[2:]) for part in cache)
             for kept, part in zip(self.caches[layer], cache, strict=True):
                 kept[: self.filled, : len(copies)] = part[:, copies]
-        self.padding[: len(copies)] = 0 if hidden is None else hidden.sum(-1).view(-1)[copies]
+        self.padding[: len(copies)] = context.padding.to(copies.device)[copies]
         return logits[copies]
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -124,7 +108,7 @@ class FixedSteps:
 
     def _run(self, rows: int, span: int) -> Tensor:
         context = FixedContext(self.caches, self.slot, self.padding[:rows], self.slots, span)
-        return _forward(self.model, self.tokens[:rows], context.hidden, context)
+        return _forward(self.model, self.tokens[:rows], context)
 
     def _capture(self, rows: int, span: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """A step as a graph. Before it one runs as it is, in which libraries allocate what they keep; it writes what the replay writes."""
@@ -146,15 +130,22 @@ def steps_for(model: GPTModel, rows: int, slots: int) -> GrowingSteps | FixedSte
     return GrowingSteps(model)
 
 
-def _forward(model: GPTModel, tokens: Tensor, hidden: Tensor | None, context: StaticInferenceContext) -> Tensor | None:
-    """Run this pipeline stage on tokens [batch, seq]; the last stage gets the last position's logits [batch, vocab/tp], others None."""
+def _prefilled(model: GPTModel, prompts: list[list[int]], new: int) -> tuple[PromptContext, Tensor | None]:
+    """Caches with room for `new` tokens behind the longest prompt, and the logits after each prompt as `_forward` gives them."""
+    device = next(model.parameters()).device
+    context = PromptContext([len(prompt) for prompt in prompts], max(map(len, prompts)) + new, device)
+    return context, _forward(model, torch.tensor([[token for prompt in prompts for token in prompt]], device=device), context)
+
+
+def _forward(model: GPTModel, tokens: Tensor, context: Context) -> Tensor | None:
+    """Run this pipeline stage on tokens [rows, 1], or on prompts end to end; the last stage gets logits [rows, vocab / tp], others None."""
     if not parallel_state.is_pipeline_first_stage():
         shape = tokens.size(1), tokens.size(0), model.config.hidden_size
         received = torch.empty(shape, dtype=model.config.pipeline_dtype, device=tokens.device)
         dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank(), parallel_state.get_pipeline_model_parallel_group())
         model.set_input_tensor(received)
-    out = model(tokens, None, hidden, inference_context=context)
+    out = model(tokens, None, None, inference_context=context)
     if parallel_state.is_pipeline_last_stage():
-        return out[:, -1]
+        return out.flatten(0, 1)
     dist.send(out, parallel_state.get_pipeline_model_parallel_next_rank(), parallel_state.get_pipeline_model_parallel_group())
     return None

@@ -94,8 +94,8 @@ def test_a_run_and_its_export(folder: Path, tmp_path: Path, in_process: None) ->
     assert report.agrees and report.step == 2 and any(name.startswith("text") for name in report.prompts), report.verdict
     prompts = [[2, *range(10 + row, 40 + row)] for row in range(4)]
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
-    model, tokenizer, _ = open_for_inference(cfg.phase_dir, ParallelConfig(name="single"), PrecisionConfig(name="fp32"))
-    ours = generate(model, prompts, max_new_tokens=24, stop_ids=[], pad_id=tokenizer.pad_token_id)
+    model, _, _ = open_for_inference(cfg.phase_dir, ParallelConfig(name="single"), PrecisionConfig(name="fp32"))
+    ours = generate(model, prompts, max_new_tokens=24, stop_ids=[])
     distributed.shutdown()
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     theirs = exported.generate(torch.tensor(prompts), max_new_tokens=24, do_sample=False, eos_token_id=None)

@@ -157,7 +157,7 @@ def test_what_the_card_writes_a_cpu_reads_and_says_the_same(folder: Path, tmp_pa
 def answers(decoder: Decoder) -> list[list[int]]:
     """Greedy answers of 16 tokens."""
     prompts = [[5, 6, 7, 8], [9, 10, 11], [12, 13]]
-    found = sample(decoder, prompts, samples=1, max_new_tokens=16, stop_ids=frozenset(), pad_id=0, temperature=0.0, top_p=1.0, seed=1, keys=[0, 1, 2], batch_size=8)  # fmt: skip # noqa: E501
+    found = sample(decoder, prompts, samples=1, max_new_tokens=16, stop_ids=frozenset(), temperature=0.0, top_p=1.0, seed=1, keys=[0, 1, 2], batch_size=8)  # fmt: skip # noqa: E501
     return [completion.tokens for (completion,) in found]
 
 
@@ -167,7 +167,7 @@ def test_rollouts_and_training_agree(folder: Path, family: str):
     cfg = load(room.words(folder, family, *TE))
     decoder = model(cfg)
     prompts = [[5, 6, 7, 8]] * 4
-    found = sample(decoder, prompts, samples=1, max_new_tokens=32, stop_ids=frozenset(), pad_id=0, temperature=1.0, top_p=1.0, seed=1, keys=range(4), batch_size=8)  # fmt: skip # noqa: E501
+    found = sample(decoder, prompts, samples=1, max_new_tokens=32, stop_ids=frozenset(), temperature=1.0, top_p=1.0, seed=1, keys=range(4), batch_size=8)  # fmt: skip # noqa: E501
     ids = torch.tensor([prompt + completion.tokens for prompt, (completion,) in zip(prompts, found, strict=True)]).cuda()
     rows = ids[:, :-1]
     given = Batch(rows, ids[:, 1:], torch.ones(rows.shape, device="cuda"), torch.arange(rows.shape[1], device="cuda").expand(rows.shape))

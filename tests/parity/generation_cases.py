@@ -21,7 +21,7 @@ LAYOUTS = (
     ParallelConfig(name="tp2pp2", tensor=2, pipeline=2),
 )
 PROMPT_LENGTHS = (3, 30, 11, 1, 30, 19, 2, 45)  # the window is 16 tokens
-GREEDY = {"max_new_tokens": NEW, "stop_ids": [], "pad_id": 0}
+GREEDY = {"max_new_tokens": NEW, "stop_ids": []}
 CASES = {
     "greedy": GREEDY,
     "stopping": GREEDY | {"stop_ids": list(range(0, 96, 6))},

@@ -30,7 +30,7 @@ def check(folder: Path, layout: str) -> dict[str, list[list[int]]]:
     if model.num_query_groups % parallel.tensor:  # Qwen 2.5 0.5B has two
         return {}
     chunks = model_cases.loaded(folder, model, parallel)
-    words = {"max_new_tokens": NEW, "stop_ids": [], "pad_id": 0}
+    words = {"max_new_tokens": NEW, "stop_ids": []}
     answers = {name: generate(chunks[0], prompts(model.vocab_size), **words, **case) for name, case in CASES.items()}
     model_cases.same_as_transformers(chunks, folder, model, "packed", folder / layout)
     return answers

@@ -18,6 +18,7 @@ from megatron_tower.models.attention.choice import Wanted, choose
 from megatron_tower.models.build import build_model
 from megatron_tower.models.forward import forward
 from megatron_tower.models.packing import pack
+from megatron_tower.rollout.generate import sample
 from tests.parity import reference
 from tests.unit import attention_fakes
 
@@ -219,6 +220,29 @@ def test_boundaries_stay_where_the_host_reads_them():
 
 
 MODELS = [("gemma2", name) for name in ("flex", "flash2", "flash4")] + [("qwen2", name) for name in ("sdpa", *ALL)]
+
+
+@pytest.mark.parametrize(("family", "backend"), MODELS)
+def test_prompts_of_unequal_length_go_through_the_packed_kernel(single_rank, fakes, monkeypatch, family: str, backend: str):
+    """Answers and their log-probabilities are those of eager; a layer asks its kernel once a batch of prompts."""
+    random.seed(7)
+    prompts = [[random.randrange(reference.SHAPE["vocab_size"]) for _ in range(length)] for length in (3, 30, 11, 1, 30, 19)]
+    asked, found = [], {}
+    for word in ("eager", backend):
+        torch.manual_seed(5)
+        model = replace(reference.MODELS[family], attention_backend=word)
+        chunk = build_model(model, ParallelConfig(name="single"), PrecisionConfig(name="fp32"))
+        for layer in chunk.decoder.layers:
+            core = layer.self_attention.core_attention
+            real = core.kernel.packed
+            monkeypatch.setattr(core.kernel, "packed", lambda *given, real=real: asked.append(given[3].bounds) or real(*given))
+        words = {"samples": 2, "max_new_tokens": 12, "stop_ids": [], "temperature": 0.8, "top_p": 0.9, "batch_size": 6}
+        found[word] = [answer for row in sample(chunk, prompts, **words) for answer in row]
+    assert asked == 2 * ([(0, 30, 60, 79)] * model.num_layers + [(0, 11, 14, 15)] * model.num_layers)
+    assert family == "qwen2" or max(map(len, prompts)) > model.sliding_window
+    assert [answer.tokens for answer in found[backend]] == [answer.tokens for answer in found["eager"]]
+    for one, other in zip(found[backend], found["eager"], strict=True):
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective"])

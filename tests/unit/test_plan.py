@@ -189,6 +189,13 @@ def test_rollouts_cost_rows_x_slots_x_layers_x_groups_x_2() -> None:
     assert plan.cache_bytes(cfg, 26) == 64 * 8192 * 26 * (4 // 2) * 256 * 2 * 2
 
 
+def test_prompts_cost_scores_in_eager_attention_alone() -> None:
+    """Prompts of unequal length run packed, which every kernel serves, soft-cap or not."""
+    fused, eager = (memory(run_of("2b_256", "grpo", f"model.attention_backend={word}"))[0].rollout for word in ("auto", "eager"))
+    assert fused < 1.13 * plan.cache_bytes(run_of("2b_256", "grpo"), 26)
+    assert eager - fused > 8 * 4096**2 * 10 * (8 // 2) - 8 * 4096 * 2 * (4 * 9216 // 2 + 3 * 2304)
+
+
 def test_what_costs_shows() -> None:
     """Each word moves what it is said to move."""
     plain = run_of("72b_64", "cpt")

@@ -10,7 +10,7 @@ Given to megatron-core's SelfAttention as `core_attention`. Back ends, a config 
     flash4  flash-attn-4                                                           flash.py
     te      Transformer Engine's (cuDNN): no soft-cap                              te.py
     auto    the fastest of these that is installed and serves the model            choice.py
-A kernel (flex, flash, te) serves whole causal sequences, packed or not. With a cache or with padding on the left eager or sdpa takes over.
+A kernel (flex, flash, te) serves whole causal sequences, packed or not. Behind a cache eager or sdpa takes over.
 Leaves out: context parallelism, attention dropout. The kernels were not run yet on a card inside this module (tests/gpu does it).
 """
 
@@ -73,7 +73,7 @@ class CoreAttention(nn.Module):
         """Queries [s_q, batch, heads, dim], keys and values [s_k, batch, groups, dim] -> [s_q, batch, heads * dim].
 
         With fewer queries than keys (a cache), query i stands at position s_k - s_q + i.
-        attention_mask: [batch, 1, 1, s_k] bool, True hides a key (the padding left of a prompt); None hides nothing.
+        attention_mask: [batch, 1, 1, s_k] bool, True hides a key (a slot of the cache without a token); None hides nothing.
         packed_seq_params: then everything is [total, heads, dim], without a batch dimension, and returns [total, heads * dim].
         """
         if packed_seq_params is not None:

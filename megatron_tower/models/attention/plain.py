@@ -2,7 +2,7 @@
 
     out = softmax(mask(cap * tanh(q k^T * scale / cap))) v        query i sees key j when  j <= i  and  i - j < window
 
-Whatever the back end, queries that stand behind a cache and prompts padded on the left are attended here.
+Whatever the back end, queries that stand behind a cache are attended here.
 Packed rows are cut into buckets of segments of similar length (packing.py).
 """
 
