@@ -20,7 +20,7 @@ from megatron_tower.config import InputError
 
 LOWER = {"ter", "bits_per_byte", "perplexity", "empty", "copied", "truncated", "wrong_language", "error", "no_verdict", "losses"}
 LOWER |= {"unparsable", "failed", "judge_unparsable", "judge_failed"}
-NEUTRAL = {"copy_chrf", "characters", "length", "words", "tokens", "ties"}  # neither end is better
+NEUTRAL = {"copy_chrf", "characters", "length", "words", "tokens", "ties", "unchanged", "chose_a"}  # neither end is better
 LANGUAGES = ("pair", "language", "locale")  # what groups are of one language
 RANKING = ("xcomet", "comet22", "metricx", "cometkiwi", "chrf")  # which segment is worse: the first that is known, by its beginning
 FAILURES = ("empty", "copied", "truncated", "wrong_language")
@@ -140,7 +140,7 @@ def _groups(line: Line) -> dict[str, str]:
 
 def better(metric: str) -> int:
     """1: higher is better; -1: lower is; 0: neither."""
-    return 0 if metric in NEUTRAL else -1 if metric in LOWER or metric.startswith("metricx") else 1
+    return 0 if metric in NEUTRAL or metric.startswith("input_") else -1 if metric in LOWER or metric.startswith("metricx") else 1
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from megatron_tower.config import EvalConfig
 if TYPE_CHECKING:
     from evaluation.answers import Asker
 
+SHOTS, SHOT_LENGTH = 3, 400  # worked examples; characters of one's text, at most
+
 Answer = dict[str, Any]  # one line of generations.jsonl, beside the row's own fields
 
 
@@ -101,3 +103,17 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[in
     for index, row in enumerate(rows):
         groups.setdefault(key(row), []).append(index)
     return dict(sorted(groups.items()))
+
+
+def examples(
+    rows: Sequence[Row], group: Callable[[Row], str], shown: Callable[[Row], str], text: str, apart: str | None = None
+) -> list[str]:
+    """Before each row's opening, for a model that has seen no chats: other rows of its group as they are `shown`, with their answers.
+    text: the field whose length is bounded; apart: the field in which an example must differ from the row (null: `text`), the same
+    examples wherever they can be."""
+    apart, texts = apart or text, []
+    candidates = {name: [rows[i] for i in of if len(rows[i][text]) <= SHOT_LENGTH] for name, of in grouped(rows, group).items()}
+    for row in rows:
+        others = (one for one in candidates[group(row)] if one[apart] != row[apart])
+        texts.append("".join(f"{shown(one)}\n\n" for one, _ in zip(others, range(SHOTS), strict=False)))
+    return texts

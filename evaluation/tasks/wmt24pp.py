@@ -13,7 +13,7 @@ from evaluation.held_out import Row, choose
 from evaluation.metrics.segment import Segment
 from evaluation.tasks import translation
 from evaluation.tasks.sources import Published, require, rows_of
-from evaluation.tasks.task import Answer, Task, grouped
+from evaluation.tasks.task import Answer, Task, examples, grouped
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.locales import EVALUATED
 
@@ -23,7 +23,6 @@ TOWER_PLUS = (  # the last one is inferred from the paper's tables
     *("cs_CZ", "da_DK", "de_DE", "es_MX", "fi_FI", "fr_CA", "fr_FR", "hi_IN", "hu_HU", "is_IS", "it_IT", "ja_JP", "ko_KR", "nl_NL"),
     *("no_NO", "pl_PL", "pt_BR", "pt_PT", "ro_RO", "ru_RU", "sv_SE", "uk_UA", "zh_CN", "zh_TW"),
 )
-SHOTS, SHOT_LENGTH = 3, 400  # characters of an example's source, at most
 
 
 def load(cfg: EvalConfig) -> list[Row]:
@@ -101,15 +100,8 @@ def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
 
 
 def shots(rows: Sequence[Row]) -> list[str]:
-    """Before each row's opening: examples from the pair's other documents, the same ones wherever they can be."""
-    texts = []
-    candidates = {
-        name: [rows[i] for i in of if len(rows[i]["source"]) <= SHOT_LENGTH] for name, of in grouped(rows, translation.pair).items()
-    }
-    for row in rows:
-        others = (one for one in candidates[translation.pair(row)] if one["document"] != row["document"])
-        texts.append("".join(f"{translation.instruction(one)}{one['reference']}\n\n" for one, _ in zip(others, range(SHOTS), strict=False)))
-    return texts
+    """From the pair's other documents."""
+    return examples(rows, translation.pair, lambda one: f"{translation.instruction(one)}{one['reference']}", "source", "document")
 
 
 def segments(rows: Sequence[Row], answers: Sequence[Answer]) -> list[Segment]:

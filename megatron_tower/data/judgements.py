@@ -11,7 +11,7 @@ translation are averaged. Leaves out: choosing what to train on, and ratings of 
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import combinations
@@ -46,12 +46,17 @@ def read(path: Path) -> list[Judgement]:
     """The judgements of a `.tsv` or `.jsonl` file, in its order; raises InputError with file and line for the first bad line."""
     if path.suffix not in (".tsv", ".jsonl"):
         raise InputError(f"{path}: judgements are read from .tsv or .jsonl, not {path.suffix or 'a file without suffix'}")
+    if found := gathered(_rows(path)):
+        return found
+    raise InputError(f"{path} holds no judgement")
+
+
+def gathered(rows: Iterable[tuple[str, dict]]) -> list[Judgement]:
+    """The judgements of rows in the form of a file's, each with the place that an error names."""
     ratings: dict[tuple, dict[str, list[float]]] = {}
-    for place, row in _rows(path):
+    for place, row in rows:
         segment, translation, score = _rating(place, row)
         ratings.setdefault(segment, {}).setdefault(translation, []).append(score)
-    if not ratings:
-        raise InputError(f"{path} holds no judgement")
     return [
         Judgement(*segment[:3], tuple((text, fmean(scores)) for text, scores in rated.items()), segment[3])
         for segment, rated in ratings.items()
@@ -67,9 +72,18 @@ def against_damaged(pair: Pair, rng: random.Random) -> Judgement | None:
 def items(
     judgement: Judgement, *, options: int = 2, gap: float | None = None, all_orders: bool = False, seed: int = 1234
 ) -> Iterator[dict]:
-    """An item for each set of `options` translations whose best leads every other by `gap` (null: GAPS of its scale), and by more than 0.
+    """An item for each of `choices`."""
+    for texts, best in choices(judgement, options=options, gap=gap, all_orders=all_orders, seed=seed):
+        yield _item(judgement, texts, best)
 
-    A hash of the texts and `seed` says which label the best one gets, each equally often; `all_orders` gives one item for every label.
+
+def choices(
+    judgement: Judgement, *, options: int = 2, gap: float | None = None, all_orders: bool = False, seed: int = 1234
+) -> Iterator[tuple[list[str], int]]:
+    """(translations as they are shown, which is best) for each set of `options` translations whose best leads every other by `gap`
+    (null: GAPS of its scale), and by more than 0.
+
+    A hash of the texts and `seed` says which label the best one gets, each equally often; `all_orders` gives one for every label.
     """
     if not 2 <= options <= len(LABELS):
         raise InputError(f"options={options}: show between 2 and {len(LABELS)} translations")
@@ -82,7 +96,7 @@ def items(
         texts = sorted((text for text, _ in others), key=lambda text: _hash(seed, judgement.source, text))
         first = _hash(seed, judgement.source, best, *texts) % options
         for at in range(options) if all_orders else (first,):
-            yield _item(judgement, [*texts[:at], best, *texts[at:]], at)
+            yield [*texts[:at], best, *texts[at:]], at
 
 
 def ranking_prompt(source_locale: str, source: str, translations: Sequence[str]) -> str:
