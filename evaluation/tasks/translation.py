@@ -1,8 +1,9 @@
 """Translation of held-out sentences, en->xx and xx->en, in the released models' prompt.
 
-chrF++, BLEU and TER over several pairs are the mean over pairs; exact match and the rates are shares of segments. `copy_chrf` is the
+chrF++ and BLEU over several pairs are the mean over pairs; exact match and the rates are shares of segments. `copy_chrf` is the
 chrF++ that the untranslated source would get: a model that isn't above it has not learnt that pair.
-Other tasks that translate score by the same `scorer`. Leaves out: neural metrics (evaluation/metrics/neural.py).
+Other tasks that translate score by the same `scorer`. Leaves out: neural metrics (evaluation/metrics/neural.py);
+TER, which sacrebleu takes long for on paragraphs (evaluation.score and `ape` have it).
 """
 
 from collections.abc import Callable, Sequence
