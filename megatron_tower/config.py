@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from megatron_tower.checks import layout_problems, phase_problems
+from megatron_tower.config_data import DataConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
@@ -159,34 +160,6 @@ class PhaseConfig:
     log_every: int = 1
     tensorboard: bool = False
     wandb_project: str | None = None
-
-
-@dataclass
-class DataConfig:
-    """What text, and how much of each kind. `folder` holds what the data step writes; `cache` what it downloads."""
-
-    name: str = MISSING
-    folder: str = MISSING
-    cache: str = MISSING
-    catalogues: dict[str, str] = field(default_factory=dict)  # package -> version
-    locales: list[str] = field(default_factory=list)  # besides en
-    cldr_kinds: list[str] = field(default_factory=list)
-    cldr_per_locale: int = 0
-    held_out: float = 0.1  # share of source strings
-    vocab_size: int = 4096  # trained tokenizer only
-    shares: dict[str, float] = field(default_factory=dict)  # of CPT tokens: monolingual, parallel, instruction
-    sft_examples: int = 0
-    sft_translation_share: float = 0.22
-    instruction_kinds: list[str] = field(default_factory=list)  # of the general examples
-    verifiable_families: list[str] = field(default_factory=list)  # of translation instructions that can be checked; none named: all
-    verifiable_kinds: list[str] = field(default_factory=list)  # of pairs that they are made from; none named: all
-    verifiable_composed: float = 0.3  # share of them with two or three constraints
-    verifiable_own_language: float = 0.3  # share of them in the target's language
-    verifiable_share: float = 0.0  # of SFT's translation-related examples
-    rl_prompts: int = 0
-    rl_shares: dict[str, float] = field(default_factory=dict)  # of the prompts: reward -> share
-    preference_pairs: int = 0  # of a good answer against a damaged one
-    seed: int = 1234
 
 
 @dataclass
