@@ -187,10 +187,11 @@ def layer_bytes(cfg: "Config") -> tuple[float, float]:
     mlp = b * (2 if fused else 3) * f + linear * f + (entry if sandwich else 0)
     rope = 0 if fused else b * 4 * model.kv_channels
     whole = 2 * (entry + linear * h) + attention + rope + kernel + mlp
-    made_again = {"none": 0, "selective": kernel, "mlp": mlp, "full": whole}[par.recompute]
+    normed = linear * h + entry - b * h if fused else 0  # the norm before the MLP is made again where it is part of the first linear
+    made_again = {"none": 0, "selective": kernel, "mlp": normed + mlp, "full": whole}[par.recompute]
     if par.recompute == "full":
         return b * h, whole
-    return whole - made_again + (b * h - linear * h if par.recompute == "mlp" else 0), made_again
+    return whole - made_again + (b * h - linear * h if par.recompute == "mlp" and not fused else 0), made_again
 
 
 def head_bytes(cfg: "Config") -> tuple[float, float]:

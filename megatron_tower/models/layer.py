@@ -1,7 +1,8 @@
 """What one decoder layer is made of: megatron-core's modules, our attention and norms, Gemma's sandwich where the family has it.
 
 The sandwich's second slice (a norm after attention and after the MLP, before the residual is added) sits at the end of the row-parallel
-linear whose output it norms; so it is sharded, checkpointed and recomputed with it.
+linear whose output it norms; so it is sharded, checkpointed and recomputed with it. Transformer Engine computes the norms before
+attention and MLP in the column-parallel linear behind them, in FP8 without a copy in bf16 between the two.
 """
 
 from functools import partial
@@ -22,7 +23,7 @@ from megatron_tower.models import kernels
 from megatron_tower.models.attention import CoreAttention
 from megatron_tower.models.decoding import CachingSelfAttention, DecodingLayer
 from megatron_tower.models.mapping import Family
-from megatron_tower.models.norm import RMSNorm
+from megatron_tower.models.norm import NormOfLinear, RMSNorm
 
 
 class NormedOutput:
@@ -48,9 +49,19 @@ class GatedMLP(MLP):
         return self.linear_fc2(self.config.activation_func(gate) * up)
 
 
+class FusedLayer(DecodingLayer):
+    """Its linears behind a norm compute the norm."""
+
+    def __init__(self, *args: object, **kwargs: object):
+        super().__init__(*args, **kwargs)
+        self.input_layernorm.hand_to(self.self_attention.linear_qkv)
+        self.pre_mlp_layernorm.hand_to(self.mlp.linear_fc1)
+
+
 def layer_spec(model: ModelConfig, family: Family, fused: bool) -> ModuleSpec:
     """The spec of every layer of `model`. `fused`: of Transformer Engine's linears instead of megatron-core's."""
     column, row = _linears(fused)
+    layer, norm = (FusedLayer, NormOfLinear) if fused else (DecodingLayer, RMSNorm)
     if family.sandwich_norms:
         row = type(f"Normed{row.__name__}", (NormedOutput, row), {})
     attention = partial(
@@ -61,16 +72,16 @@ def layer_spec(model: ModelConfig, family: Family, fused: bool) -> ModuleSpec:
         window_layers=tuple(model.window_layers),
     )
     return ModuleSpec(
-        module=DecodingLayer,
+        module=layer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=CachingSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=attention, linear_proj=row),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm,
             mlp=_mlp_builder(column, row),
             mlp_bda=get_bias_dropout_add,
         ),
@@ -90,6 +101,6 @@ def _mlp_builder(column: type[nn.Module], row: type[nn.Module]) -> type[GatedMLP
 def _linears(fused: bool) -> tuple[type[nn.Module], type[nn.Module]]:
     if not fused:
         return ColumnParallelLinear, RowParallelLinear
-    from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear  # optional dependency
+    from megatron.core.extensions import transformer_engine as te  # optional dependency
 
-    return TEColumnParallelLinear, TERowParallelLinear
+    return te.TELayerNormColumnParallelLinear, te.TERowParallelLinear

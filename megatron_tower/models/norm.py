@@ -2,10 +2,11 @@
 
     y = n * w,   n = x / sqrt(mean(x^2) + eps)        w = 1 + weight when the config says `layernorm_zero_centered_gamma` (Gemma)
 
-Computed in float32 whatever the dtype of the activations. On CUDA Transformer Engine does it in one pass where the config says so
-(models/kernels.py), else PyTorch; on a CPU, where PyTorch goes through the tensor some twenty times, the gradient is written out:
+Computed in float32 whatever the dtype of the activations. On CUDA Transformer Engine does it in one pass where the config says so: in the
+linear behind it where there is one (`NormOfLinear`), else alone (models/kernels.py). On a CPU, where PyTorch goes through the tensor some
+twenty times, the gradient is written out:
    dx = (g w - n mean(g w n)) / sqrt(mean(x^2) + eps),   dw = sum(g n).
-Leaves out: LayerNorm, fusion with the neighbours.
+Leaves out: LayerNorm.
 """
 
 import torch
@@ -35,6 +36,21 @@ class RMSNorm(nn.Module):
         if x.is_cuda or not torch.is_grad_enabled():
             return nn.functional.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
         return _RMSNorm.apply(x, weight, self.eps)
+
+
+class NormOfLinear(RMSNorm):
+    """A norm that the linear behind it computes: its weight and its name stay here, so that a checkpoint is the same either way.
+
+    It is called all the same and does nothing: on its way in the gradient buffer gathers a weight of which each rank updated a part.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def hand_to(self, linear: nn.Module) -> None:
+        """linear: of Transformer Engine's LayerNormLinear, whose own `layer_norm_weight` goes."""
+        del linear.layer_norm_weight
+        vars(linear)["layer_norm_weight"] = self.weight  # not as a parameter, which would be saved twice
 
 
 class _RMSNorm(torch.autograd.Function):

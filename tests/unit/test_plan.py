@@ -11,8 +11,10 @@ import torch
 from megatron_tower import plan
 from megatron_tower.command import load
 from megatron_tower.config import REPOSITORY, Config, InputError, check_phase
+from megatron_tower.models import kernels
 from megatron_tower.plan import GIB, layer_bytes, memory, parameters, weights_on
 from megatron_tower.step_time import predict
+from tests.unit import te_fakes
 
 NARROW = [
     *("precision=bf16", "precision.layers=torch", "model.hidden_size=64", "model.ffn_hidden_size=96", "model.kv_channels=16"),
@@ -59,6 +61,18 @@ def test_activations_are_those_that_autograd_saves(single_rank: None, model: str
     deep, shallow = (load([*words, f"model.num_layers={layers}", "model.window_layers=[]"]) for layers in (4, 2))
     per_token = (kept(deep) - kept(shallow)) / 2 / 256
     assert layer_bytes(deep)[0] == pytest.approx(per_token, rel=0.01)
+
+
+@pytest.mark.parametrize("recompute", ["none", "mlp", "full"])
+@pytest.mark.parametrize(("model", "backend"), [("tiny_gemma2", "eager"), ("tiny_qwen2", "sdpa")])
+def test_activations_of_fused_layers_too(single_rank, monkeypatch, model: str, backend: str, recompute: str) -> None:
+    """Behind stand-ins of Transformer Engine's kernels, which keep what these keep."""
+    te_fakes.install(monkeypatch)
+    monkeypatch.setattr(kernels, "transformer_engine", lambda precision: True)
+    words = [word for word in NARROW if word != "precision.layers=torch"]
+    words += [f"model={model}", f"model.attention_backend={backend}", f"parallel.recompute={recompute}"]
+    deep, shallow = (load([*words, f"model.num_layers={layers}", "model.window_layers=[]"]) for layers in (4, 2))
+    assert layer_bytes(deep)[0] == pytest.approx((kept(deep) - kept(shallow)) / 2 / 256, rel=0.01)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
