@@ -60,6 +60,7 @@ HOW = (
     "metric_tokens",
     "metric_processes",
     "endpoint",
+    "run_code",
 )  # settings that change no answer and no score
 
 

@@ -19,7 +19,7 @@ from evaluation.story import TITLES
 from megatron_tower.config import InputError
 
 LOWER = {"ter", "bits_per_byte", "perplexity", "empty", "copied", "truncated", "wrong_language", "error", "no_verdict", "losses"}
-LOWER |= {"unparsable", "failed", "judge_unparsable", "judge_failed"}
+LOWER |= {"wrong", "timeout", "memory", "unparsable", "failed", "judge_unparsable", "judge_failed"}
 NEUTRAL = {"copy_chrf", "characters", "length", "words", "tokens", "ties", "unchanged", "chose_a"}  # neither end is better
 LANGUAGES = ("pair", "language", "locale")  # what groups are of one language
 RANKING = ("xcomet", "comet22", "metricx", "cometkiwi", "chrf")  # which segment is worse: the first that is known, by its beginning

@@ -284,6 +284,7 @@ class EvalConfig:
     batch_size: int = 64
     max_new_tokens: int = 64
     reward_timeout: float = 10.0  # seconds for one answer
+    run_code: bool = False  # whether a benchmark may run programs that the model wrote (evaluation/sandbox.py)
     bootstrap_samples: int = 1000
     confidence: float = 0.95
 
