@@ -105,7 +105,7 @@ class Plan:
 def main(cfg: Config) -> None:
     if supervised(cfg, EVALUATE):
         return
-    from megatron_tower.runtime import cpu
+    from megatron_tower.runtime import cpu, distributed
     from megatron_tower.runtime.local import relaunch_if_needed
 
     cpu.install()
@@ -113,11 +113,14 @@ def main(cfg: Config) -> None:
     if cfg.eval.stage != "score":
         if plan.result():
             print(f"{plan.output / 'scores.json'} already holds this model's scores on this data")
+            if distributed.place().world_size > 1:  # rank 0 may have metrics to compute, and ranks of a job end together
+                distributed.join(cfg.cluster)
+                distributed.shutdown()
         elif relaunch_if_needed(cfg, EVALUATE, plan.output / "logs"):
             return
         else:
             evaluate(cfg, plan)
-    if cfg.eval.stage != "generate" and cfg.eval.metrics:
+    if cfg.eval.stage != "generate" and cfg.eval.metrics and distributed.is_rank_zero():
         neural.measure(cfg, plan)
 
 

@@ -26,6 +26,7 @@ from evaluation.metrics.translation import bleu, bleu_statistics, chrf, chrf_sta
 from evaluation.store import Store
 from megatron_tower.command import refuse
 from megatron_tower.config import InputError
+from megatron_tower.data.locales import locale
 
 NGRAM: dict[str, tuple[Callable, Value]] = {
     "chrf": (lambda found, references, target: chrf_statistics(found, references), chrf),
@@ -59,6 +60,8 @@ def main() -> None:
 def scored(asked: argparse.Namespace) -> dict:
     """{"metric", "signature", "systems": best first, "against_first": p of each other}. Raises InputError."""
     how = Resampling(asked.samples)
+    if asked.target:
+        locale(asked.target)
     statistics, value, signature, lower = _ngram(asked) if asked.metric in NGRAM else _neural(asked)
     placed = clusters(statistics, value, how, lower)
     first, *others = statistics
@@ -90,12 +93,12 @@ def _ngram(asked: argparse.Namespace) -> tuple[dict[str, NDArray], Value, str, b
 def _neural(asked: argparse.Namespace) -> tuple[dict[str, NDArray], Value, str, bool]:
     if asked.sources is None:
         raise InputError(f"--metric {asked.metric} reads the sources: give --sources")
-    checkpoint = neural.find("metric", asked.metric, asked.assets)
-    if checkpoint.needs_reference and asked.references is None:
-        raise InputError(f"--metric {asked.metric} compares with references: give --references, or use a metric that needs none")
     sources, systems = _lines(asked.sources), _systems(asked, asked.sources)
     references = [None] * len(sources) if asked.references is None else _lines(asked.references)
     _same_length(asked.sources, sources, asked.references, references)
+    checkpoint = neural.find("metric", asked.metric, asked.assets)  # last, since it may fetch weights
+    if checkpoint.needs_reference and asked.references is None:
+        raise InputError(f"--metric {asked.metric} compares with references: give --references, or use a metric that needs none")
     found = {}
     with TemporaryDirectory() as scratch, Store((asked.output or Path(scratch)) / "segments.jsonl") as store:
         for name, texts in systems.items():

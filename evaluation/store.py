@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_tower.config import InputError
 
@@ -28,17 +28,15 @@ class Store:
         """Raises InputError for a line that is no record, unless it is the last and was cut off in writing."""
         self.path = path
         self._records: dict[str, Record] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
+        self._file: BinaryIO | None = None  # nothing is written before there is something to write
+        self._whole = 0  # bytes
         if path.is_file():
             with path.open("rb") as file:
                 for number, line in enumerate(file, 1):
                     if not line.endswith(b"\n"):
                         break
-                    whole += len(line)
+                    self._whole += len(line)
                     self._remember(line, number)
-        self._file = path.open("ab")
-        self._file.truncate(whole)
 
     def _remember(self, line: bytes, number: int) -> None:
         try:
@@ -49,6 +47,10 @@ class Store:
 
     def append(self, records: Iterable[Record]) -> None:
         """Each record has its "key". They are on disk for whoever opens the file when this returns."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+            self._file.truncate(self._whole)
         lines = []
         for record in records:
             self._records[record["key"]] = record
@@ -72,4 +74,5 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

@@ -249,6 +249,7 @@ class EndpointConfig:
     key_variable: str = "OPENAI_API_KEY"  # the environment variable with the key, where one is needed; the key itself is kept nowhere
     concurrency: int = 16  # requests on the way at once
     requests_per_minute: float = 0  # 0: no limit
+    tokens_per_minute: float = 0  # of prompts and answers, as the server counts them; 0: no limit
     timeout: float = 300.0  # seconds of one request
     attempts: int = 6  # at a request that fails in a way that may pass
     input_price: float = 0.0  # of a million tokens

@@ -33,6 +33,7 @@ from megatron_tower.runtime.run_dir import nearest, write_text
 
 ACTIONS = ("submit", "status", "logs", "cancel")
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PLACE += ("MEGATRON_TOWER_JOB", "MEGATRON_TOWER_NODES", "MEGATRON_TOWER_END_TIME")
 NAME = "jobs.json"  # in run_dir
 WIDTH = 160  # of tables that no terminal shows
 

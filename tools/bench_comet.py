@@ -3,7 +3,7 @@
 Texts are of mixed length, the hypotheses of two systems each; runs alternate. `comet-score` computes in float16 (unbabel-comet 2.2.7)
 and we in float32, so the library's own `predict` in float32 is timed too, inside one process and without its start, and its scores
 are held to ours. Without --folder the model is an XLM-R shape of random weights.
-Run:  python -m tools.bench_comet --metric comet22 --segments 400
+Run:  python -m tools.bench_comet --segments 400          # --metric xcomet for one of the three
 """
 
 import argparse
@@ -135,33 +135,43 @@ def computed(metric: str, folder: Path, sides: list[list[str]], turns: int, scra
     return statistics.median(a for a, _ in spent), statistics.median(b for _, b in spent), difference
 
 
+def rows(metric: str, asked: argparse.Namespace, scratch: Path) -> float:
+    """Time one metric and print its rows; returns the largest difference from the library's scores."""
+    folder = asked.folder or synthetic(metric, scratch / "model", asked.hidden, asked.layers)
+    sides = texts(asked.segments)
+    files = [scratch / f"{number}.txt" for number in range(len(sides))]
+    for file, side in zip(files, sides, strict=True):
+        file.write_text("".join(f"{line}\n" for line in side))
+    count = SYSTEMS * asked.segments
+    ours, theirs = commands(metric, folder, files, asked.turns, scratch / "whole")
+    inside, library, difference = computed(metric, folder, sides, asked.turns, scratch / "inside")
+    timings = (
+        ("comet-score, float16", theirs, theirs), ("evaluation.score, float32", ours, theirs),
+        ("its predict alone, float32", library, library), ("score_segments alone, float32", inside, library),
+    )  # fmt: skip
+    for what, seconds, beside in timings:
+        print(f"| {metric} | {what} | {count} | {seconds:.1f} | {count / seconds:.1f} | {beside / seconds:.2f} |", flush=True)
+    return difference
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--metric", choices=list(CLASSES), default="comet22")
-    parser.add_argument("--folder", type=Path, help="a downloaded checkpoint; else one of random weights")
+    parser.add_argument("--metric", choices=list(CLASSES), nargs="+", default=list(CLASSES))
+    parser.add_argument("--folder", type=Path, help="a downloaded checkpoint of the one --metric; else one of random weights")
     parser.add_argument("--segments", type=int, default=400)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--turns", type=int, default=3)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        scratch = Path(place)
-        folder = asked.folder or synthetic(asked.metric, scratch / "model", asked.hidden, asked.layers)
-        sides = texts(asked.segments)
-        files = [scratch / f"{number}.txt" for number in range(len(sides))]
-        for file, side in zip(files, sides, strict=True):
-            file.write_text("".join(f"{line}\n" for line in side))
-        count = SYSTEMS * asked.segments
-        ours, theirs = commands(asked.metric, folder, files, asked.turns, scratch / "whole")
-        inside, library, difference = computed(asked.metric, folder, sides, asked.turns, scratch / "inside")
-        print(HEAD)
-        rows = (
-            ("comet-score, float16", theirs, theirs), ("evaluation.score, float32", ours, theirs),
-            ("its predict alone, float32", library, library), ("score_segments alone, float32", inside, library),
-        )  # fmt: skip
-        for what, seconds, beside in rows:
-            print(f"| {asked.metric} | {what} | {count} | {seconds:.1f} | {count / seconds:.1f} | {beside / seconds:.2f} |")
-        print(f"\nLargest difference between our score and the library's in float32: {difference:.1e} (ours have six decimals)")
+    if asked.folder and len(asked.metric) > 1:
+        parser.error("--folder is one metric's: name it with --metric")
+    print(HEAD)
+    apart = {}
+    for metric in asked.metric:
+        with tempfile.TemporaryDirectory() as scratch:
+            apart[metric] = rows(metric, asked, Path(scratch))
+    told = ", ".join(f"{metric} {difference:.1e}" for metric, difference in apart.items())
+    print(f"\nLargest difference between our score and the library's in float32 (ours have six decimals): {told}")
 
 
 if __name__ == "__main__":

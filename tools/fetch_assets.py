@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from evaluation.metrics.neural import snapshot
 from evaluation.tasks import TASKS
 from evaluation.tasks.sources import Published, fetched
 from megatron_tower.command import entry_point
@@ -105,15 +106,7 @@ def _metric(folder: Path, place: str) -> None:
 
 
 def _snapshot(place: str, folder: Path, patterns: list[str]) -> None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(place, local_dir=folder, allow_patterns=patterns)
-    except (OSError, ValueError) as error:  # no network, no such repository, no access to a gated one
-        raise InputError(
-            f"{place} could not be fetched ({' '.join(str(error).split())[:200]}): see to network and access (huggingface-cli login; "
-            "xCOMET, CometKiwi and Gemma ask you to accept their terms on the hub first)"
-        ) from error
+    snapshot(place, place, local_dir=folder, allow_patterns=patterns)
 
 
 def _manifest(assets: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from evaluation.findings import HEADLINES
+from evaluation.systems import LOWER, better
 from megatron_tower.command import refuse
 from megatron_tower.config import InputError
 from megatron_tower.runtime import cells
@@ -63,7 +64,7 @@ def gather(folder: Path) -> None:
     found = cells.read(folder)
     if not found:
         raise InputError(f"{folder} holds no cells (<number>/cell.json): name the folder of a sweep, its hydra.sweep.dir")
-    known = SCORED if found[0].module == EVALUATE else TRAINED
+    known = (*SCORED, *_others(found)) if found[0].module == EVALUATE else TRAINED
     figures = [figure for figure in known if any(figure.key in cell.numbers for cell in found)]
     rows = table(found, figures)
     _print(rows)
@@ -76,6 +77,13 @@ def gather(folder: Path) -> None:
     if figures and any(cell.state == DONE for cell in found):
         draw(found, figures, folder / "sweep.png")
     print(f"{sum(cell.state == DONE for cell in found)} of {len(found)} cells done: {folder / 'sweep.md'}")
+
+
+def _others(found: Sequence[Cell]) -> list[Figure]:
+    """What evaluations found beside the headlines: of benchmarks and neural metrics, rates of failure and lengths left out."""
+    shown = {figure.key for figure in SCORED}
+    keys = dict.fromkeys(key for cell in found for key in cell.numbers if key not in shown)
+    return [Figure(key, key, 2) for key in keys if better(metric := key.partition(" ")[2]) and metric not in LOWER]
 
 
 def table(found: Sequence[Cell], figures: Sequence[Figure]) -> list[list[str]]:

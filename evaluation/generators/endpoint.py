@@ -39,17 +39,22 @@ class Passing(Exception):
         self.reason, self.after = reason, after
 
 
+class Clock:
+    """What time it is in seconds, and how to wait."""
+
+    now = staticmethod(time.monotonic)
+    sleep = staticmethod(asyncio.sleep)
+
+
 class EndpointGenerator:
     chat = True
 
-    def __init__(self, cfg: EndpointConfig):
+    def __init__(self, cfg: EndpointConfig, clock: Clock = Clock()):
         """Raises InputError for settings that can't be; asks nothing yet."""
         if not cfg.url or not cfg.url.startswith(("http://", "https://")) or not cfg.model:
             raise InputError(f"endpoint {cfg.url}, model {cfg.model}: give an address as in http://host:8000/v1 and the model's name")
-        if min(cfg.concurrency, cfg.attempts) < 1 or cfg.timeout <= 0 or cfg.requests_per_minute < 0:
-            raise InputError(
-                "an endpoint's concurrency and attempts are at least 1, its timeout is above 0, requests_per_minute is not negative"
-            )
+        if min(cfg.concurrency, cfg.attempts) < 1 or cfg.timeout <= 0 or min(cfg.requests_per_minute, cfg.tokens_per_minute) < 0:
+            raise InputError("an endpoint's concurrency and attempts are at least 1, its timeout is above 0, its limits are not negative")
         self.cfg, self.name = cfg, cfg.model
         self.url = cfg.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self.identity = digest(cfg.url, cfg.model)
@@ -57,7 +62,8 @@ class EndpointGenerator:
         self.failures: Counter[str] = Counter()  # of single requests, by reason
         self._key = os.environ.get(cfg.key_variable, "").strip()
         self._limit = "max_tokens"  # what the server calls an answer's longest length
-        self._free = 0.0  # time.monotonic() from which the next request may leave
+        self._clock = clock
+        self._free = {"requests": 0.0, "tokens": 0.0}  # from when on the next request may leave, by either limit
         self._lost = 0  # prompts in a row
 
     def generate(self, chats: Sequence[Chat], decoding: Decoding) -> Iterator[tuple[int, Generation]]:
@@ -155,17 +161,21 @@ class EndpointGenerator:
         return Generation("", "error", problem)
 
     async def _slot(self) -> None:
-        """Until this request may leave, by requests_per_minute and what Retry-After said to any."""
-        now = time.monotonic()
-        start = max(now, self._free)
-        self._free = start + (60 / self.cfg.requests_per_minute if self.cfg.requests_per_minute else 0)
-        await asyncio.sleep(start - now)
+        """Until this request may leave, by both limits and what Retry-After said to any."""
+        while (wait := max(self._free.values()) - self._clock.now()) > 0:
+            await self._clock.sleep(wait)
+        self._hold("requests", 1, self.cfg.requests_per_minute)
+
+    def _hold(self, what: str, count: int, per_minute: float) -> None:
+        """Keep the next request back for as long as so many have. How many tokens there are is only known with the answer."""
+        if per_minute:
+            self._free[what] = max(self._free[what], self._clock.now()) + 60 * count / per_minute
 
     async def _back_off(self, attempt: int, after: float) -> None:
         if after > LONGEST:
             print(f"{self.url} asks to wait {after:.0f} s", file=sys.stderr)
-        self._free = max(self._free, time.monotonic() + after)
-        await asyncio.sleep(max(after, random.uniform(0.5, 1) * min(LONGEST, BACK_OFF * 2**attempt)))
+        self._free["requests"] = max(self._free["requests"], self._clock.now() + after)
+        await self._clock.sleep(max(after, random.uniform(0.5, 1) * min(LONGEST, BACK_OFF * 2**attempt)))
 
     async def _request(self, session: Any, chat: Chat, decoding: Decoding) -> Generation:
         """One attempt. An answer that the server refuses to give, to this prompt alone, has finish "error"."""
@@ -200,6 +210,7 @@ class EndpointGenerator:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise Passing("malformed") from error
         self.counts.update(spent)
+        self._hold("tokens", sum(spent.values()), self.cfg.tokens_per_minute)
         if finish == "content_filter":
             return Generation("", "error", "content_filter", **spent)
         return Generation(said, "length" if finish == "length" and said == text else "stop", None, **(spent if usage else {}))

@@ -81,17 +81,27 @@ def find(name: str, place: str, assets: str) -> Checkpoint:
 
 
 def _fetched(name: str, place: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     if place.count("/") != 1 or place.startswith((".", "/")):
         raise InputError(
             f"eval.metrics.{name}={place} is no folder: name a metric's folder, or a model of the hub such as Unbabel/wmt22-comet-da"
         )
+    return Path(snapshot(place, f"eval.metrics.{name}={place}"))
+
+
+def snapshot(place: str, said: str, **how: Any) -> str:
+    """The folder into which huggingface_hub fetches `place`. Raises InputError, in which the place is called as it was said."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
+
     try:
-        return Path(snapshot_download(place))
-    except (OSError, ValueError) as error:  # no network, no such model, no access to a gated one
+        return snapshot_download(place, **how)
+    except GatedRepoError as error:
         raise InputError(
-            f"eval.metrics.{name}={place} could not be fetched ({' '.join(str(error).split())[:200]}): see to network and access "
+            f"{said} is gated and you have no access: accept its terms on https://huggingface.co/{place}, then huggingface-cli login"
+        ) from error
+    except (OSError, ValueError) as error:  # no network, no such repository
+        raise InputError(
+            f"{said} could not be fetched ({' '.join(str(error).split())[:200]}): see to the name, the network and access "
             "(huggingface-cli login), or fetch it where there is a network: python -m tools.fetch_assets"
         ) from error
 

@@ -9,6 +9,7 @@ How long each took stands in <phase>/saves.jsonl. A save that dies on the way le
 lies on disk (`training/checkpoint.py`).
 """
 
+import contextlib
 import errno
 import json
 import math
@@ -44,6 +45,7 @@ from megatron_tower.training.state import TrainingState, bytes_per_weight, shard
 from megatron_tower.training.writer import Writer, Written, write
 
 MARGIN = 1.05  # of the tensors' bytes, for headers and metadata
+SUBMITTING = 30.0  # seconds, at most, that the end of training waits for evaluations that are being submitted
 PAUSE = 0.01  # seconds between two looks at the writers, where there is nothing to do but wait for them
 
 
@@ -66,6 +68,7 @@ class Saver:
         self._writer: Writer | None = None
         self._outcome: Written | str | None = None
         self._began = 0.0
+        self._submitting: list[subprocess.Popen] = []
         self._told = cfg.phase_dir / "saves.jsonl"
         self.longest = _longest(self._told)  # seconds from a save's beginning until it was published
 
@@ -109,7 +112,7 @@ class Saver:
             write_text(self._told, before + json.dumps({"step": step, "seconds": round(seconds, 3)}) + "\n")
             every = self._cfg.phase.evaluate_every
             if every and step and step % every == 0:
-                evaluate(self._cfg, step)
+                self._submitting.append(evaluate(self._cfg, step))
 
     def __enter__(self) -> Self:
         return self
@@ -119,9 +122,12 @@ class Saver:
             self.wait()
         elif self._writer is not None:
             self._writer.kill()
+        for process in self._submitting:  # whatever a job's ranks have started, Slurm ends with them
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SUBMITTING)
 
 
-def evaluate(cfg: Config, step: int) -> None:
+def evaluate(cfg: Config, step: int) -> subprocess.Popen:
     """Have the checkpoint of `step` scored into <phase>/evaluation_<step>, without waiting: a process of its own submits the job.
 
     What it prints, also why it could not submit, is in <phase>/logs/evaluation_<step>.log.
@@ -131,7 +137,7 @@ def evaluate(cfg: Config, step: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [*own_words(), *cfg.phase.evaluate_words, f"eval.checkpoint={cfg.phase_dir / 'checkpoints' / name}", f"eval.output={output}"]
     with log.open("w") as told:
-        subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "megatron_tower.launch", *words],
             stdin=subprocess.DEVNULL,
             stdout=told,

@@ -113,15 +113,27 @@ def test_retention(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_submitted_for_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
-    monkeypatch.setattr(saving.subprocess, "Popen", lambda command, **how: started.append((command, how)))
+    """Nobody waits for it but, for a while, the end of training: Slurm would end what is still submitting."""
+    started, waited = [], []
+
+    class Submission:
+        def __init__(self, command: list[str], **how: object) -> None:
+            started.append((command, how))
+
+        def wait(self, seconds: float) -> None:
+            waited.append(seconds)
+            raise subprocess.TimeoutExpired("launch", seconds)
+
+    monkeypatch.setattr(saving.subprocess, "Popen", Submission)
     monkeypatch.setattr(sys, "argv", ["train", "phase=cpt"])
     words = ["phase.save_every=2", "phase.keep_every=4", "phase.evaluate_every=4", "phase.evaluate_words=['eval=held_out']"]
     cfg = curves.config(tmp_path, "gemma2", "single", *words)
     cfg.phase_dir.mkdir(parents=True)
-    saver = saving.Saver(cfg)
-    for step in (0, 2, 4, 6, 8):
-        saver._tell(step)
+    with saving.Saver(cfg) as saver:
+        for step in (0, 2, 4, 6, 8):
+            saver._tell(step)
+        assert not waited
+    assert waited == [saving.SUBMITTING] * 2
     at = [next(word for word in command if word.startswith("eval.checkpoint=")) for command, _ in started]
     assert at == [f"eval.checkpoint={cfg.phase_dir}/checkpoints/step_0000000{step}" for step in (4, 8)]
     command, how = started[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import room, tiny_recipe
+from tests.distributed import tiny_recipe
 
 ON_NODES = ("cluster=local_slurm", "cluster.ranks_per_node=1")
 SPEED = ("seconds", "tokens_per_second", "tflops")  # how keys of metrics.jsonl begin that tell of time
@@ -59,15 +59,6 @@ def test_the_chain_of_jobs_ends_with_the_same_report(cluster, chain: Path, tmp_p
     assert "grpo step 4" in launch(cluster, "status", f"run_dir={chain / 'run'}")
     again = launch(cluster, *tiny_recipe.words(chain), *ON_NODES)
     assert again.count(" done ") == 15 and ids(chain / "run") == jobs
-
-
-def test_one_phase_trains_on_two_nodes_of_two_ranks(cluster, tmp_path: Path) -> None:
-    room.prepare(tmp_path, "gemma2")
-    launch(cluster, *room.words(tmp_path, "gemma2", "phase=cpt", "phase.train_steps=6", "parallel=tp2", "parallel.data=2", ON_NODES[0]))
-    job = ids(tmp_path / "run")["train cpt"]
-    cluster.wait(job)
-    assert cluster.facts(job)["NumNodes"] == "2"
-    assert len(list((tmp_path / "run/cpt/logs" / job).glob("rank_*.log"))) == 4 and len(losses(tmp_path / "run", "cpt")) == 6
 
 
 def test_what_waits_for_a_failed_step_ends_with_it(cluster, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from megatron_tower.command import load
 from megatron_tower.config import InputError
 from tests.unit.misbehaving_server import Server
 from tests.unit.test_evaluation_run import Pool, StandIn, score
+from tests.unit.test_score_files import gated
 
 PAIRS = {"house": "Haus", "Monday": "Montag"}
 
@@ -61,6 +62,28 @@ def test_an_endpoint_is_evaluated_and_its_failures_are_counted(words: list[str],
     assert result["failed"] == {"wmt24pp": 1} and result["requests"]["failures"] == {"500": 3} and asked == 8 + 2
     assert found["exact_match", "pair", "en->de_DE"] == 87.5 == 100 - found["empty", "all", "all"]
     assert result["checkpoint"]["path"] == f"m at {server.url}" and result["model"]["name"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["eval.pairs=[en-xx_XX]"], r"eval\.pairs: en-xx_XX is no pair of WMT24\+\+: did you mean"),
+        (["eval.pairs=[en-fr_FR]"], r"wmt24pp holds neither en-fr_FR\.jsonl nor en-fr_FR\.parquet"),
+        (["eval.checkpoint=nowhere"], r"eval\.checkpoint=nowhere"),
+        (["eval.checkpoint=nowhere", "eval.generator=transformers"], r"eval\.checkpoint=nowhere"),
+        (["+eval.metrics.xcomet=Unbabel/XCOMET-XL"], r"eval\.metrics\.xcomet=Unbabel/XCOMET-XL is gated and you have no access"),
+        (["+eval.metrics.xcomet=some/where/else"], r"eval\.metrics\.xcomet=some/where/else is no folder"),
+    ],
+)
+def test_bad_input_is_met_before_anything_is_written(words: list[str], more: list[str], said: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    given = {word.partition("=")[0]: word for word in [*words, f"eval.checkpoint={tmp_path / 'model'}", *more]}
+    with pytest.raises(InputError, match=said):
+        run.check(load(list(given.values())))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_endpoint_needs_its_address(words: list[str]):

@@ -225,12 +225,13 @@ def test_bad_folders_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
             (["--baseline", str(failed)], "both answered"),
             (["--baseline", str(tmp_path / "none")], "no answers of"),
             (["--baseline", str(mine)], "refuses access"),
+            (["--folder", str(tmp_path / "none")], 'no answers with "requirements"'),
         ):
             with pytest.raises(SystemExit) as ended:
                 run(monkeypatch, *ask, *more)
             said = capsys.readouterr().err
             assert ended.value.code == 2 and expected in said and said.count("\n") == 1, said
-    assert server.asked.total() == 1
+    assert server.asked.total() == 1 and not (tmp_path / "none").exists()
 
 
 def test_scores_of_another_judgement_are_replaced(tmp_path: Path) -> None:

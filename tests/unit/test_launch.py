@@ -269,6 +269,14 @@ def refused(run: Path, capsys, monkeypatch, *words: str) -> str:
     return told
 
 
+def test_a_refusal_inside_of_a_job_is_not_that_jobs(slurm, run, capsys, monkeypatch, tmp_path):
+    """A training submits evaluations of its checkpoints: one that can't run must not end the training, nor lead its own ranks astray."""
+    monkeypatch.setenv("MEGATRON_TOWER_JOB", str(tmp_path))
+    monkeypatch.setenv("MEGATRON_TOWER_END_TIME", "1")
+    assert "nope is unknown here" in refused(run, capsys, monkeypatch, "cluster.partition=nope")
+    assert not (tmp_path / "refused").exists() and "MEGATRON_TOWER_END_TIME" not in os.environ
+
+
 def test_sbatch_is_the_judge_of_the_rest(slurm, run, capsys, monkeypatch):
     (slurm.folder / "judgement").write_text("allocation failure: Invalid account or account/partition combination specified\n")
     told = refused(run, capsys, monkeypatch, "cluster.account=hers")

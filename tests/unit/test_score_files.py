@@ -91,9 +91,20 @@ def test_a_neural_metric_scores_files_and_goes_on(files, tmp_path: Path, capsys,
     assert run(capsys, monkeypatch, *words)[1] == out and (tmp_path / "out" / "segments.jsonl").read_bytes() == before
 
 
+def gated(place: str, **_: object) -> None:
+    """The hub, to an account that has not accepted a model's terms."""
+    from huggingface_hub.errors import GatedRepoError
+    from requests import Response
+
+    response = Response()
+    response.status_code = 403
+    raise GatedRepoError(f"403 Client Error.\n\nCannot access gated repo for url https://huggingface.co/{place}.", response)
+
+
 def test_bad_input_is_one_sentence(files, tmp_path: Path, capsys, monkeypatch):
     of = files("de_DE")
     short = write(tmp_path / "short.txt", ["one line"])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
     regression = comet_folder("regression_metric", encoder_folder(tmp_path / "encoder", ["a b"]), tmp_path / "comet22")
     for words, why in (
         (("--metric", "chrf", "--references", of["ref"], "--hypotheses", short), "short.txt has 1 lines and"),
@@ -103,6 +114,14 @@ def test_bad_input_is_one_sentence(files, tmp_path: Path, capsys, monkeypatch):
         (("--metric", regression, "--sources", of["ref"], "--hypotheses", of["bad"]), "or use a metric that needs none"),
         (("--metric", "no/such/folder", "--sources", of["ref"], "--hypotheses", of["bad"]), "is no folder"),
         (("--metric", "chrf", "--references", of["ref"], "--hypotheses", tmp_path / "none.txt"), "none.txt can't be read"),
+        (("--metric", "chrf", "--target", "xx_YY", "--references", of["ref"], "--hypotheses", of["bad"]), "locale xx_YY is unknown"),
+        (("--metric", regression, "--sources", of["ref"], "--references", of["ref"], "--hypotheses", short), "short.txt has 1 lines and"),
+        (("--metric", regression, "--sources", of["ref"], "--references", short, "--hypotheses", of["bad"]), "short.txt has 1 lines and"),
+        (
+            ("--metric", "Unbabel/XCOMET-XL", "--sources", of["ref"], "--hypotheses", of["bad"]),
+            "accept its terms on https://huggingface.co/U",
+        ),
     ):
-        code, out, said = run(capsys, monkeypatch, *words)
+        code, out, said = run(capsys, monkeypatch, *words, "--output", tmp_path / "out")
         assert code == 2 and why in said and len(said.strip().splitlines()) == 1 and not out, said
+        assert not (tmp_path / "out").exists()

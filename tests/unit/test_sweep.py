@@ -249,6 +249,19 @@ def test_evaluations_are_shown_by_their_headlines(tmp_path: Path, capsys: pytest
     assert [(row["checkpoint"][-1], row["Translation chrF++"]) for row in rows] == [("a", "20.0"), ("b", "30.0")]
 
 
+def test_benchmarks_and_neural_metrics_are_in_the_table_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = [f"eval.checkpoint={tmp_path}/{name}" for name in "ab"]
+    for cell, _ in plan(tmp_path, *words, module=EVALUATE, words=[]):
+        Path(cell.outputs).mkdir(parents=True)
+        found = {("wmt24pp", "xcomet_xxl"): 83.456, ("wmt24pp", "empty"): 1.0, ("wmt24pp", "metricx"): 3.2, ("gsm8k", "accuracy"): 70.0}
+        rows = [{"task": task, "metric": metric, "by": "all", "value": value} for (task, metric), value in found.items()]
+        cell.result.write_text(json.dumps({"scores": rows}))
+        cell.end(0, [])
+    gather(tmp_path)
+    row = next(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert list(row)[3:-1] == ["wmt24pp xcomet_xxl", "wmt24pp metricx", "gsm8k accuracy"] and row["wmt24pp xcomet_xxl"] == "83.46"
+
+
 def test_a_folder_without_cells_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no cells"):
         gather(tmp_path)

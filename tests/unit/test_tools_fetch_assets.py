@@ -11,6 +11,7 @@ from evaluation.tasks import TASKS
 from megatron_tower.command import load
 from megatron_tower.config import InputError
 from tests.unit.comet_folders import comet_folder, encoder_folder
+from tests.unit.test_score_files import gated
 from tools import fetch_assets
 
 
@@ -59,9 +60,12 @@ def test_what_was_fetched_is_verified_and_found_offline(hub: list[str], tmp_path
     assert set(json.loads((tmp_path / "assets" / "manifest.json").read_text())) >= {"wmt24pp/en-de_DE.jsonl", "Unbabel--comet/hparams.yaml"}
 
 
-def test_what_is_gated_or_unknown_is_one_sentence_and_the_rest_stays(hub: list[str], tmp_path: Path):
+def test_what_is_gated_or_unknown_is_one_sentence_and_the_rest_stays(hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match=r"Unbabel/XCOMET-XL could not be fetched \(401.*huggingface-cli login"):
         fetch_assets.fetch(config(tmp_path, "+eval.metrics.xcomet=Unbabel/XCOMET-XL"))
     assert (tmp_path / "assets" / "wmt24pp" / "en-de_DE.jsonl").is_file()
     with pytest.raises(InputError, match="names wmt25, which is no task"):
         fetch_assets.fetch(config(tmp_path, "eval.tasks=[wmt25]"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
+    with pytest.raises(InputError, match=r"^Unbabel/XCOMET-XL is gated .* accept its terms on https://huggingface.co/Unbabel/XCOMET-XL"):
+        fetch_assets.fetch(config(tmp_path, "+eval.metrics.xcomet=Unbabel/XCOMET-XL"))
