@@ -22,6 +22,7 @@ from evaluation.metrics.translation import plain
 from evaluation.tasks.sources import Published, place_of, require, rows_of
 from evaluation.tasks.task import Answer, Score, Task, Verify, examples, grouped, groups_by
 from megatron_tower.config import EvalConfig, InputError
+from megatron_tower.data.jsonl import is_text
 from megatron_tower.data.locales import LOCALES, find
 
 NAME = "ner"
@@ -73,7 +74,11 @@ def _row(row: Row, place: str, number: int, language: str | None) -> Row:
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     text, entities = _tagged(row, place, spaced) if "tokens" in row else _told(row, place)
-    return {"id": f"{NAME} {language} {number}", "language": language, "text": text, "entities": entities, "types": row.get("types")}
+    types = row.get("types") or []
+    if not isinstance(types, list) or not all(map(is_text, types)):
+        raise InputError(f'{place}: "types" must be a list of names, as ["PER", "LOC"]')
+    about = {"id": f"{NAME} {language} {number}", "language": language, "types": [kind.strip().upper() for kind in types]}
+    return about | {"text": text, "entities": entities}
 
 
 def _told(row: Row, place: str) -> tuple[str, list[Entity]]:

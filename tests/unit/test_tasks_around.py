@@ -55,7 +55,7 @@ NER = [
         "entities": [{"text": name, "type": kind} for name, kind in (("Anna Berg", "PER"), ("Anna Berg", "PER"), ("Oslo", "LOC"))],
     },
     {"text": "It rained.", "language": "en", "entities": []},
-    {"text": "Die Bahn hält in Ulm.", "language": "de", "entities": [["Bahn", "ORG"], ["Ulm", "LOC"]]},
+    {"text": "Die Bahn hält in Ulm.", "language": "de", "entities": [["Bahn", "ORG"], ["Ulm", "LOC"]], "types": ["org", "LOC"]},
 ]
 
 
@@ -70,9 +70,9 @@ def rated(path: Path) -> Path:
 def cfg(tmp_path: Path) -> EvalConfig:
     for name, rows in (("ape", APE), ("gec", GEC), ("ner", NER)):
         lines(tmp_path / f"{name}.jsonl", rows)
-    rated(tmp_path / "rated.tsv")
-    files = {"mt_ranking": "rated.tsv", "mt_evaluation": "rated.tsv"}
-    return EvalConfig(name="t", sources={task.name: str(tmp_path / files.get(task.name, f"{task.name}.jsonl")) for task in AROUND})
+    rated(tmp_path / "mt_ranking.tsv")
+    own = {"mt_ranking": "", "mt_evaluation": "mt_ranking.tsv"}  # a folder, and its file
+    return EvalConfig(name="t", sources={task.name: str(tmp_path / own.get(task.name, f"{task.name}.jsonl")) for task in AROUND})
 
 
 def scored(task: str, rows: Sequence[dict], outputs: Sequence[str]) -> dict[tuple[str, str, str], float]:
@@ -168,7 +168,7 @@ def test_correlations_intervals_are_of_resampled_segments():
     rng = np.random.default_rng(5)
     people = rng.normal(size=(2, 80))
     groups = {name: np.stack([one + rng.normal(size=80), one], axis=1) for name, one in zip("ab", people, strict=True)}
-    found = correlations(groups, Resampling(samples=400, seed=1))
+    found = correlations(groups, Resampling(samples=200, seed=1))
     for kind in ("pearson", "spearman", "kendall"):
         both = [found[kind, name] for name in "ab"]
         assert all(one.low < one.value < one.high and one.count == 80 for one in both)
@@ -252,7 +252,7 @@ def test_gleu_is_the_published_formula(cfg: EvalConfig):
     def noisy(sentence: list[str]) -> list[str]:
         return [rng.choice(words) if rng.random() < 0.15 else word for word in sentence if rng.random() > 0.05]
 
-    truth = [[rng.choice(words) for _ in range(rng.randint(6, 15))] for _ in range(30)]
+    truth = [[rng.choice(words) for _ in range(rng.randint(6, 15))] for _ in range(12)]
     before, after, references = [noisy(t) for t in truth], [noisy(t) for t in truth], [[t, noisy(t), noisy(t)] for t in truth]
     ours = correction.gleu(correction.gleu_statistics(before, after, references).sum(axis=0))
     assert float(ours) == pytest.approx(published_gleu(before, after, references), abs=1e-9)
@@ -336,6 +336,7 @@ BAD = [
     ("ner", NER[0] | {"entities": {"Oslo": "LOC"}}, 'ner, row 2: "text" must be a text and "entities" a list'),
     ("ner", {"tokens": ["a", "b"], "ner_tags": ["O"], "language": "en"}, "ner, row 2: tokens and ner_tags must be two lists"),
     ("ner", {"tokens": ["a"], "ner_tags": [7], "language": "en"}, "ner, row 2: ner_tags as numbers are WikiANN's"),
+    ("ner", NER[0] | {"types": "PER"}, 'ner, row 2: "types" must be a list of names'),
     ("ner", {"text": "a", "entities": []}, 'ner, row 2: "language" must be a text'),
     ("mt_evaluation", {"lp": "en-de", "src": "a", "mt": "b", "score": "good"}, "mt_evaluation.jsonl:2: score is 'good', no number"),
 ]
