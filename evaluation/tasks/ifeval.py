@@ -1,8 +1,12 @@
 """IFEval (arXiv 2311.07911): 541 prompts whose instructions a program can check, strict and loose, by prompt and by instruction.
 
-Rows of `google/IFEval` (key, prompt, instruction_id_list, kwargs) or of <folder>/ifeval.jsonl; a "language" field groups them. Judged by
-lm-eval's own code: its figures on the same answers are these. Two kinds of instruction need NLTK's punkt_tab (rewards/instructions.py).
-Leaves out: checkers that know other languages. IFEval's own serve translated prompts as far as an instruction is not of English.
+    ifeval     `google/IFEval`, or ifeval.jsonl                 key, prompt, instruction_id_list, kwargs
+    ifeval_es  `BSC-LT/IFEval_es` test, or ifeval_es.jsonl      the same, ids es:...
+    ifeval_ca  `projecte-aina/IFEval_ca` test, or ifeval_ca.jsonl
+
+Judged by lm-eval's own code: its figures on the same answers are these. Two kinds of instruction need NLTK's punkt_tab, Spanish and
+Catalan need spaCy (rewards/instructions.py). Rows may be translations and say their "language", by which they are grouped; what IFEval's
+checkers can't judge in it is refused. Leaves out: M-IFEval's French and Japanese, whose checkers no package has.
 """
 
 from collections.abc import Sequence
@@ -18,21 +22,28 @@ from evaluation.tasks.task import Answer, Score, Task, Verify, groups_by
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.rewards import instructions
 
-NAME = "ifeval"
-PART = Published(NAME, "google/IFEval", None, "train", NAME)
+PARTS = (
+    Published("ifeval", "google/IFEval", None, "train", "ifeval"),
+    Published("ifeval_es", "BSC-LT/IFEval_es", None, "test", "ifeval_es"),
+    Published("ifeval_ca", "projecte-aina/IFEval_ca", None, "test", "ifeval_ca"),
+)
 
 
-def load(cfg: EvalConfig) -> list[Row]:
+def _load(cfg: EvalConfig, part: Published) -> list[Row]:
     rows = []
-    for number, row in enumerate(rows_of(cfg, PART), 1):
-        require(row, ("prompt",), NAME, number)
+    for number, row in enumerate(rows_of(cfg, part), 1):
+        require(row, ("prompt",), part.task, number)
         ids, given = row.get("instruction_id_list"), row.get("kwargs")
         if not ids or not isinstance(given, list) or len(ids) != len(given):
-            raise InputError(f"{NAME}, row {number}: instruction_id_list and kwargs must be two lists of one length, at least 1")
+            raise InputError(f"{part.task}, row {number}: instruction_id_list and kwargs must be two lists of one length, at least 1")
         kwargs = [{name: value for name, value in (one or {}).items() if value is not None} for one in given]
         check = {"instruction_ids": ids, "kwargs": kwargs}
-        instructions.validate({"check": check})
-        rows.append({"id": str(row.get("key", number)), "language": row.get("language") or "en", "prompt": row["prompt"], "check": check})
+        language = row.get("language") or next((own for own in instructions.OWN if str(ids[0]).startswith(f"{own}:")), "en")
+        try:
+            instructions.validate({"check": check}, language)
+        except InputError as error:
+            raise InputError(f"{part.task}, row {number}: {error}") from error
+        rows.append({"id": str(row.get("key", number)), "language": language, "prompt": row["prompt"], "check": check})
     return rows
 
 
@@ -47,28 +58,31 @@ def verified(rows: Sequence[Row], answers: Sequence[Answer], verify: Verify) -> 
     ]
 
 
-def score(rows: Sequence[Row], answers: Sequence[Answer], how: Resampling) -> list[Score]:
-    scores = []
-    for by, group, of in groups_by(rows, "language"):
-        for kind in ("strict", "loose"):
-            followed = [answers[i][kind] for i in of]
-            counts = np.array([(sum(each), len(each)) for each in followed])  # resampled by prompt
-            scores.append(Score(NAME, f"prompt_{kind}", by, group, percentage([all(each) for each in followed], how)))
-            scores.append(Score(NAME, f"instruction_{kind}", by, group, estimate([counts], percent, how)))
-    return scores
+def _task(part: Published) -> Task:
+    def score(rows: Sequence[Row], answers: Sequence[Answer], how: Resampling) -> list[Score]:
+        scores = []
+        for by, group, of in groups_by(rows, "language"):
+            for kind in ("strict", "loose"):
+                followed = [answers[i][kind] for i in of]
+                counts = np.array([(sum(each), len(each)) for each in followed])  # resampled by prompt
+                scores.append(Score(part.task, f"prompt_{kind}", by, group, percentage([all(each) for each in followed], how)))
+                scores.append(Score(part.task, f"instruction_{kind}", by, group, estimate([counts], percent, how)))
+        return scores
+
+    return Task(
+        part.task,
+        ("prompt",),
+        "prompt",
+        chosen,
+        score,
+        instruction,
+        opening,
+        verify=verified,
+        load=lambda cfg: _load(cfg, part),
+        published=lambda cfg: [part],
+        decoding=Decoding(max_new_tokens=1280),
+        stop=("\nQuestion:",),
+    )
 
 
-IFEVAL = Task(
-    NAME,
-    ("prompt",),
-    "prompt",
-    chosen,
-    score,
-    instruction,
-    opening,
-    verify=verified,
-    load=load,
-    published=lambda cfg: [PART],
-    decoding=Decoding(max_new_tokens=1280),
-    stop=("\nQuestion:",),
-)
+IFEVAL, IFEVAL_ES, IFEVAL_CA = (_task(part) for part in PARTS)

@@ -8,6 +8,8 @@ Checkers replace what is missing or impossible by random values: such items are 
     python -c "from pathlib import Path; from megatron_tower.rewards.instructions import fetch_punkt; fetch_punkt(Path('CACHE'))"
 
 puts it into a cache folder, found through `NLTK_DATA=CACHE/nltk_data` or in the default cache.
+Ids that begin with `es:` or `ca:` are lm-eval's Spanish and Catalan checkers, which need spaCy; it has none for other languages, and
+`validate` says which of IFEval's own do not serve them.
 Leaves out: IFEval's prompts. Its own strict and loose judgements are `followed`, for the benchmark.
 """
 
@@ -18,14 +20,25 @@ import shutil
 import tempfile
 import zipfile
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 from megatron_tower.config import InputError
 
-# IFEval's checkers know English sentences only. This wheel carries NLTK's own data, which its package does not.
+# IFEval's checkers count English sentences. This wheel carries NLTK's own data, which its package does not.
 PUNKT = ("llama-index-core", "0.14.25", "llama_index/core/_static/nltk_cache/tokenizers/punkt_tab")
 _NEED_PUNKT = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
+OWN = ("es", "ca")  # languages with checkers of their own
+_ENGLISH = (*_NEED_PUNKT, "detectable_format:constrained_response", "change_case:english_capital", "change_case:english_lowercase")
+# These know words between spaces, of letters without marks, and the comma ",": not all scripts have such.
+_SPACED = (
+    "length_constraints:number_words",
+    "length_constraints:nth_paragraph_first_word",
+    "keywords:forbidden_words",
+    "punctuation:no_comma",
+)
+_SCRIPTS = ("Latn", "Cyrl", "Grek", "Hebr", "Kore")  # that have
 _LISTS = ("keywords", "forbidden_words")  # of words; lm-eval would take a text for its letters
 _NAMES = ("instruction_ids", "instruction_id_list", "instruction_id")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -70,16 +83,21 @@ def score(item: dict, answer: str) -> float:
     return sum(_follows(name, checker, answer) for name, checker in checkers) / len(checkers)
 
 
-def validate(item: dict) -> None:
-    """Raises InputError for an item that `score` can't check."""
-    _checkers(item.get("check"))
+def validate(item: dict, language: str = "en") -> None:
+    """Raises InputError for an item that `score` can't check, or not in answers of that language (en, pt_BR, ...)."""
+    names = {name for name, _ in _checkers(item.get("check"))}
+    base = re.split("[-_]", language)[0]
+    other = base != "en" and names & {*_ENGLISH, *(() if _script(base) in _SCRIPTS else _SPACED)}
+    if other:
+        raise InputError(
+            f"{', '.join(sorted(other))}: IFEval's checker does not serve {language}; lm-eval has others for {' and '.join(OWN)} alone "
+            f"({OWN[0]}:...): drop the row"
+        )
 
 
 def followed(prompt: str, check: dict, answer: str) -> dict[str, list[bool]]:
     """{"strict", "loose"}: of each instruction whether lm-eval's IFEval finds it followed. `check` has passed `validate`."""
-    _registry()
-    from lm_eval.tasks.ifeval import utils
-
+    utils = import_module(f"{_package(_own(check['instruction_ids'][0]))}.utils")
     asked = utils.InputExample(0, check["instruction_ids"], prompt, check["kwargs"])
     strict, loose = utils.test_instruction_following_strict(asked, answer), utils.test_instruction_following_loose(asked, answer)
     return {"strict": strict.follow_instruction_list, "loose": loose.follow_instruction_list}
@@ -87,7 +105,7 @@ def followed(prompt: str, check: dict, answer: str) -> dict[str, list[bool]]:
 
 def _follows(name: str, checker: object, answer: str) -> bool:
     """Whether one instruction is followed. A text without letters is in no language (langdetect gives up, lm-eval then says yes)."""
-    if name == "language:response_language" and not _LETTER.search(answer):
+    if name.endswith("language:response_language") and not _LETTER.search(answer):
         return False
     try:
         return bool(checker.check_following(answer))
@@ -101,11 +119,26 @@ def _checkers(check: object) -> list[tuple[str, object]]:
     kwargs = check.get("kwargs") if isinstance(check, dict) else None
     if not ids or not isinstance(ids, list) or not isinstance(kwargs, list) or len(ids) != len(kwargs):
         raise InputError(f"an instructions item needs check: instruction_ids and kwargs, two lists of one length, not {check!r}")
+    if len({_own(name) for name in ids}) > 1:
+        raise InputError(
+            f"instructions {', '.join(map(str, ids))} are for checkers of several languages: give each language an item of its own"
+        )
     return [(name, _checker(name, given)) for name, given in zip(ids, kwargs, strict=True)]
 
 
+def _own(name: object) -> str | None:
+    """The language whose own checkers an instruction is for."""
+    return next((language for language in OWN if str(name).startswith(f"{language}:")), None)
+
+
+def _script(language: str) -> str | None:
+    from babel.core import get_global
+
+    return get_global("likely_subtags").get(language, "_").split("_")[1]
+
+
 def _checker(name: str, given: dict | None) -> object:
-    known = _registry().INSTRUCTION_DICT
+    known = import_module(f"{_package(_own(name))}.instructions_registry").INSTRUCTION_DICT
     if name not in known:
         raise InputError(f"instruction {name!r} is unknown to IFEval: use one of {', '.join(sorted(known))}")
     if not isinstance(given, dict | None):
@@ -122,7 +155,7 @@ def _checker(name: str, given: dict | None) -> object:
     try:
         checker.build_description(**wanted)
         drew = random.getstate() != state
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # what lm-eval and its libraries raise for impossible values
         raise InputError(f"{refusal} ({error})") from error
     finally:
         random.setstate(state)
@@ -141,6 +174,21 @@ def _require_punkt(name: str) -> None:
             f"{name} needs NLTK's punkt_tab, which is in none of {', '.join(nltk.data.path)}: run fetch_punkt(Path(CACHE)) of {__name__} "
             "once with a network and set NLTK_DATA=CACHE/nltk_data"
         ) from error
+
+
+def _package(language: str | None) -> str:
+    """The name of the package of IFEval's checkers, or of a language's own, ready to be imported. Raises InputError."""
+    _registry()
+    if language is None:
+        return "lm_eval.tasks.ifeval"
+    try:
+        import_module("lm_eval.tasks.ifeval.multilingual.utils")
+    except (ImportError, OSError) as error:  # spaCy raises OSError for a model
+        raise InputError(
+            f"{language}: lm-eval's checkers of {' and '.join(OWN)} need what is not installed ({' '.join(str(error).split())[:120]}): "
+            "pip install 'spacy<3.8' iso639-lang, and python -m spacy download each of es_core_news_sm, ca_core_news_sm, xx_sent_ud_sm"
+        ) from error
+    return "lm_eval.tasks.ifeval.multilingual"
 
 
 @lru_cache(maxsize=1)
