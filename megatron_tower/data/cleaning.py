@@ -14,8 +14,8 @@ from megatron_tower.data.language import confusable, identify
 from megatron_tower.data.locales import LOCALES
 from megatron_tower.data.pair import Pair, key, plain
 
-_PLACEHOLDER = re.compile(r"%\(\w+\)|%[-+#0]?[\d.]*[sdifrxq]|%%|\{[^}]*\}|\$\{?\w+\}?|\{%|&&")
-_TAG = re.compile(r"</?\w[^>]*>|<\w|&(#\d+|\w+);|\[/?\w+\]\(|`")
+PLACEHOLDER = re.compile(r"%\(\w+\)|%[-+#0]?[\d.]*[sdifrxq]|%%|\{[^}]*\}|\$\{?\w+\}?|\{%|&&")
+TAG = re.compile(r"</?\w[^>]*>|<\w|&(#\d+|\w+);|\[/?\w+\]\(|`")
 _ACCELERATOR = re.compile(r"&\w|(?<!\w)_\w|\w_(?=\w*\b)|\\[nrt]")
 _TECHNICAL = re.compile(r"https?://|www\.|/\w+/|@|--\w|::|\w=\w|\w\.[a-z]{2,4}\b")
 MAX_CHARACTERS = 300  # longer entries are help pages: not one sentence pair
@@ -38,12 +38,12 @@ def plural(pair: Pair) -> bool:
 
 
 def placeholder(pair: Pair) -> bool:
-    return any(_PLACEHOLDER.search(text) for text in (pair.source, pair.target))
+    return any(PLACEHOLDER.search(text) for text in (pair.source, pair.target))
 
 
 def tag(pair: Pair) -> bool:
     """Markup: HTML, entities, Markdown links, code."""
-    return any(_TAG.search(text) for text in (pair.source, pair.target))
+    return any(TAG.search(text) for text in (pair.source, pair.target))
 
 
 def accelerator(pair: Pair) -> bool:
@@ -96,9 +96,13 @@ def clean(pairs: Iterable[Pair]) -> tuple[list[Pair], dict[str, Counter]]:
 
 def letters(text: str) -> int:
     """Letters and the marks that some scripts put on them."""
+    if text.isascii():
+        return sum(map(str.isalpha, text))
     return sum(unicodedata.category(c)[0] in "LM" for c in text)
 
 
 def columns(text: str) -> int:
     """Rough length across scripts: an ideograph, kana or hangul syllable says as much as 2.5 letters."""
+    if text.isascii():
+        return len(text)
     return round(sum(2.5 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text))
