@@ -59,9 +59,9 @@ def repetition(lines: float = 0.30, line_characters: float = 0.20, grams: float 
     def drop(row: Row) -> bool:
         text = _text(row)
         for parts in (text.lines, text.paragraphs):
-            if len(unique := set(parts)) < len(parts):
-                characters = sum(map(len, parts))
-                if 1 - len(unique) / len(parts) > lines or 1 - sum(map(len, unique)) / characters > line_characters:
+            if again := len(parts) - len(unique := set(parts)):
+                whole = sum(map(len, parts))
+                if again / len(parts) > lines or (whole - sum(map(len, unique))) / whole > line_characters:
                     return True
         per = 1 if text.spaced else PER_WORD
         if any(text.top(n * per) > most * grams for n, most in TOP.items()):

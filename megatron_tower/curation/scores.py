@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TOKENS = 16384  # of a batch, padding included, at
 BYTES = 4  # of UTF-8 a token, about, in any script
+TEXTS = ("text", "source", "target")
 COMET = ("hparams.yaml", "checkpoints/model.ckpt")
 CLASSIFIER = ("config.json", "tokenizer_config.json")
 Score = Callable[[Sequence[Row]], "Tensor"]  # [batch]
@@ -51,9 +52,9 @@ def score(rows: Sequence[Row], cfg: ScoreConfig) -> list[float]:
     """The score of each row, in order; `check` has passed. The model stays open for the next call."""
     import torch
 
-    scores, values = _opened(cfg.model), [0.0] * len(rows)
+    (scores, longest), values = _opened(cfg.model), [0.0] * len(rows)
     with torch.inference_mode():
-        for batch in _batches(rows):
+        for batch in _batches(rows, longest):
             for row, value in zip(batch, scores([rows[row] for row in batch]).float().tolist(), strict=True):
                 values[row] = value
     return values
@@ -63,9 +64,12 @@ def _files(folder: Path) -> tuple[str, ...]:
     return COMET if (folder / COMET[0]).is_file() else CLASSIFIER
 
 
-def _batches(rows: Sequence[Row]) -> Iterator[list[int]]:
-    """Places of rows that are neighbours in length, the longest first: what fits memory once fits to the end."""
-    sizes = [sum(len(row[name].encode()) for name in ("text", "source", "target") if name in row) for row in rows]
+def _batches(rows: Sequence[Row], longest: int) -> Iterator[list[int]]:
+    """Places of rows that are neighbours in length, the longest first: what fits memory once fits to the end.
+
+    longest: tokens that the model reads of a text.
+    """
+    sizes = [sum(min(longest * BYTES, len(row[name].encode())) for name in TEXTS if name in row) for row in rows]
     batch: list[int] = []
     for place in sorted(range(len(rows)), key=lambda place: (-sizes[place], place)):
         if batch and (len(batch) + 1) * sizes[batch[0]] > TOKENS * BYTES:
@@ -77,12 +81,13 @@ def _batches(rows: Sequence[Row]) -> Iterator[list[int]]:
 
 
 @lru_cache(maxsize=1)
-def _opened(model: str) -> Score:
+def _opened(model: str) -> tuple[Score, int]:
+    """The model, and how many tokens of a text it reads."""
     folder = Path(model)
     return _comet(folder) if _files(folder) is COMET else _classifier(folder)
 
 
-def _comet(folder: Path) -> Score:
+def _comet(folder: Path) -> tuple[Score, int]:
     from megatron_tower.runtime.distributed import device
 
     model = load_comet(folder).to(device())
@@ -91,10 +96,10 @@ def _comet(folder: Path) -> Score:
         samples = [{"src": row["source"], "mt": row["target"]} for row in rows]
         return model.predict_step(moved(model.prepare_for_inference(samples), device()))["scores"]
 
-    return scores
+    return scores, model.encoder.max_positions
 
 
-def _classifier(folder: Path) -> Score:
+def _classifier(folder: Path) -> tuple[Score, int]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -114,4 +119,4 @@ def _classifier(folder: Path) -> Score:
         logits = model(**encoded).logits.float()
         return logits[:, 0] if outputs == 1 else logits.softmax(-1)[:, 1]
 
-    return scores
+    return scores, longest
