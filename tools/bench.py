@@ -33,6 +33,7 @@ from megatron_tower.command import load
 from megatron_tower.config import Config, InputError
 from megatron_tower.data.batch import Batch
 from megatron_tower.runtime import cpu, distributed
+from megatron_tower.runtime.run_dir import write_text
 from tools import bench_convert, bench_gpu, bench_rl, bench_save
 
 if TYPE_CHECKING:
@@ -296,6 +297,8 @@ def bench_attentions(options: argparse.Namespace) -> None:
     said = f"{where}; {ceiling:,.3g} TFLOP/s in a square matrix product"
     print(said, bench_attention.HEAD, sep="\n\n", flush=True)
     rows, left_out = [], []
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     for name, shape in bench_attention.SHAPES.items():
         for found in bench_attention.compare(name, shape, options.tokens, options.turns, steps):
             if isinstance(found, str):
@@ -303,10 +306,9 @@ def bench_attentions(options: argparse.Namespace) -> None:
             else:
                 print(bench_attention.line(found, ceiling), flush=True)
                 rows.append(asdict(found))
+            if options.json:  # each time: a run may be cut off
+                write_text(options.json, json.dumps({"machine": said, "results": rows, "left_out": left_out}, indent=1) + "\n")
     print("", *left_out, sep="\n")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": said, "results": rows, "left_out": left_out}, indent=1) + "\n")
 
 
 def main() -> None:

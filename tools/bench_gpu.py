@@ -1,11 +1,12 @@
-"""Whole training steps and sampling at real sizes on one card, beside transformers and plain megatron-core with Transformer Engine.
+"""Whole training steps and sampling at real sizes on one card, beside transformers, plain megatron-core with Transformer Engine, and vLLM.
 
 A step is forward, backward, clipping and AdamW over `micro_batches` micro-batches. Ours is `Trainer.step` on packed rows; the others have
-no packing for Gemma 2 and get whole rows. Sides take turns; each is built anew for a turn, so that each has the whole card, and what
-does not fit is told as such. model TFLOP/s = tokens/s x (6 N + 6 L d_attn S); the ceiling is a square matrix product in the same run.
+no packing for Gemma 2 and get whole rows. Sides take turns, ours of every case before the others; each is built anew for a turn, so that
+each has the whole card. What fails or does not fit is told as such, and the files are written again after each measurement: a run that
+is cut off has lost nothing. model TFLOP/s = tokens/s x (6 N + 6 L d_attn S); the ceiling is a square matrix product in the same run.
 Aims are those of docs/benchmarks.md. Not run yet on a card.
 
-Run:  python -m tools.bench gpu [--only gemma2_2b] [--json runs/gpu.json] [--markdown runs/gpu.md]
+Run:  python -m tools.bench gpu [--only gemma2_2b] [--turns 1] [--steps 3] [--json runs/gpu.json] [--markdown runs/gpu.md]
 """
 
 import argparse
@@ -13,9 +14,11 @@ import gc
 import json
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,14 +27,16 @@ from megatron_tower.command import load
 from megatron_tower.config import Config, InputError
 from megatron_tower.data.batch import Batch
 from megatron_tower.data.packing import isolated
+from megatron_tower.plan import flops_per_token
 from megatron_tower.runtime import cpu, distributed
 from megatron_tower.runtime.distributed import device
+from megatron_tower.runtime.run_dir import write_text
+from tools.bench_sampling import SAMPLED, Sampled, dtype, hf_config, sampling
 
 HEAD = (
     "| model | side | rows | tokens/s | model TFLOP/s | of the ceiling | memory, GiB | first loss |\n"
     + "|---|---|---:|---:|---:|---:|---:|---:|"
 )
-SAMPLED = "| model | side | tokens/s | lowest - highest |\n|---|---|---:|---:|"
 WARM = 2  # steps before the clock starts
 
 
@@ -61,6 +66,15 @@ class Row:
     loss: float
 
 
+@dataclass(frozen=True, eq=False)
+class Side:
+    """measure: one turn, which returns what is known after it."""
+
+    model: str
+    name: str
+    measure: Callable[[], Row | Sampled]
+
+
 BF16, TENSORWISE, BLOCKWISE, DELAYED = (f"precision={name}" for name in ("bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"))
 TWO, FOUR, MLP = "phase.micro_batch_size=2", "phase.micro_batch_size=4", "parallel.recompute=mlp"
 CASES = (
@@ -70,7 +84,6 @@ CASES = (
         (("bf16", (BF16,)), ("bf16", (BF16, TWO)), ("bf16, MLP recompute", (BF16, TWO, MLP)), ("FP8 tensorwise", (TENSORWISE, TWO))),
         ("eager", "flex_attention", "flex_attention, compiled"),
     ),
-    Case("Gemma-2-9B, 16 layers", "gemma2_9b", (("bf16", (BF16,)), ("bf16, MLP recompute", (BF16, TWO, MLP))), layers=16),
     Case(
         "Qwen2.5-1.5B",
         "qwen25_1_5b",
@@ -85,7 +98,11 @@ CASES = (
         layers=4,
         micro_batches=1,  # weights are cast again at each step
     ),
+    Case("Gemma-2-9B, 16 layers", "gemma2_9b", (("bf16", (BF16,)), ("bf16, MLP recompute", (BF16, TWO, MLP))), layers=16),
 )
+
+
+SAMPLING = ("gemma2_2b", "qwen25_1_5b")
 
 
 class Documents:
@@ -129,19 +146,14 @@ def ours(case: Case, words: tuple[str, ...]) -> tuple[Config, Callable[[], float
 
 def transformers_side(case: Case, how: str) -> tuple[Config, Callable[[], float]]:
     """Pure bf16, one row a micro-batch, fused AdamW; `how`: an attention of transformers, and whether the model is compiled."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from megatron_tower.models.families import family_of
+    from transformers import AutoModelForCausalLM
 
     attention, _, compiled = how.partition(", ")
     cfg = configure(case, (BF16,))
-    hf_config = AutoConfig.for_model(**family_of(cfg.model.family).to_hf(cfg.model))
-    on_card = device().type == "cuda"
-    dtype = torch.bfloat16 if on_card else torch.float32
     with device():
-        hf = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention, torch_dtype=dtype).train()
+        hf = AutoModelForCausalLM.from_config(hf_config(cfg), attn_implementation=attention).to(dtype()).train()
     model = torch.compile(hf) if compiled else hf
-    adamw = torch.optim.AdamW(hf.parameters(), lr=cfg.phase.optimizer.lr, fused=on_card)
+    adamw = torch.optim.AdamW(hf.parameters(), lr=cfg.phase.optimizer.lr, fused=device().type == "cuda")
     rows = _batches(cfg)
 
     def step() -> float:
@@ -214,50 +226,21 @@ def _batches(cfg: Config) -> list[Batch]:
     ]
 
 
-def sides(case: Case) -> dict[str, Callable[[], tuple[Config, Callable[[], float]]]]:
-    """Name -> what builds it."""
-    found = {f"ours, {name}, {words}": partial(ours, case, words) for name, words in case.ours}
+def training(case: Case, steps: int) -> Iterator[Side]:
+    """Ours, then the others."""
+    for name, words in case.ours:
+        yield Side(case.name, f"ours, {name}", partial(_trained, case, f"ours, {name}", partial(ours, case, words), steps, []))
     for name in case.theirs:
         stock, _, precision = name.partition("megatron-core, ")
-        found[name if precision else f"transformers, {name}"] = (
-            partial(plain_megatron, case, precision) if precision else partial(transformers_side, case, stock)
-        )
-    return found
+        told = name if precision else f"transformers, {name}"
+        build = partial(plain_megatron, case, precision) if precision else partial(transformers_side, case, stock)
+        yield Side(case.name, told, partial(_trained, case, told, build, steps, []))
 
 
-def compare(case: Case, turns: int, steps: int) -> Iterator[Row | str]:
-    """A row a side, or one line on why it has none."""
-    from megatron_tower.plan import flops_per_token
-
-    measured: dict[str, list[tuple[float, float, float]]] = {}
-    configs: dict[str, Config] = {}
-    why: dict[str, str] = {}
-    for _ in range(turns):
-        for name, build in sides(case).items():
-            if name in why:
-                continue
-            try:
-                configs[name], found = _measured(build, steps)
-                measured.setdefault(name, []).append(found)
-            except torch.OutOfMemoryError:
-                why[name] = "out of memory"
-            except (InputError, ImportError) as error:
-                why[name] = str(error)
-            _free()
-    for name in sides(case):
-        if name in why:
-            yield f"{case.name}: {name}: {why[name]}"
-            continue
-        cfg = configs[name]
-        seconds, memory, losses = zip(*measured[name], strict=True)
-        rate = cfg.phase.global_batch_size * cfg.phase.seq_length / statistics.median(seconds)
-        tflops = rate * flops_per_token(cfg.model, cfg.phase.seq_length) / 1e12
-        side = name.rsplit(", (", 1)[0]
-        yield Row(case.name, side, cfg.phase.micro_batch_size, rate, tflops, max(memory), losses[0])
-
-
-def _measured(build: Callable[[], tuple[Config, Callable[[], float]]], steps: int) -> tuple[Config, tuple[float, float, float]]:
-    """The configuration; (seconds a step, GiB, the first loss)."""
+def _trained(
+    case: Case, name: str, build: Callable[[], tuple[Config, Callable[[], float]]], steps: int, found: list[tuple[float, float, float]]
+) -> Row:
+    """Build, warm up, time; `found`: (seconds a step, GiB, the first loss) of the turns before, to which this one's are added."""
     on_card = device().type == "cuda"
     if on_card:
         torch.cuda.reset_peak_memory_stats()
@@ -266,61 +249,80 @@ def _measured(build: Callable[[], tuple[Config, Callable[[], float]]], steps: in
     began = time.perf_counter()
     for _ in range(steps):
         step()  # reads the loss: what was launched has ended
-    seconds = (time.perf_counter() - began) / steps
-    return cfg, (seconds, torch.cuda.max_memory_allocated() / 2**30 if on_card else 0.0, first)
+    found.append(((time.perf_counter() - began) / steps, torch.cuda.max_memory_allocated() / 2**30 if on_card else 0.0, first))
+    seconds, memory, losses = zip(*found, strict=True)
+    rate = cfg.phase.global_batch_size * cfg.phase.seq_length / statistics.median(seconds)
+    tflops = rate * flops_per_token(cfg.model, cfg.phase.seq_length) / 1e12
+    return Row(case.name, name, cfg.phase.micro_batch_size, rate, tflops, max(memory), losses[0])
 
 
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+class Report:
+    """What was measured so far, on the screen and in the files asked for."""
+
+    def __init__(self, machine: str, ceiling: float, json_file: Path | None, markdown: Path | None):
+        self.machine, self.ceiling, self.json, self.markdown = machine, ceiling, json_file, markdown
+        self.found: dict[Side, Row | Sampled] = {}
+        self.left_out: dict[Side, str] = {}
+
+    def measure(self, sides: list[Side], turns: int) -> None:
+        """All sides in turn, `turns` times; one that fails is not asked again."""
+        for side in sides * turns:
+            if side in self.left_out:
+                continue
+            try:
+                self.found[side] = side.measure()
+                print(self.line(self.found[side]), flush=True)
+            except torch.OutOfMemoryError:
+                self.left_out[side] = "out of memory"
+            except (InputError, ImportError) as error:
+                self.left_out[side] = str(error)
+            except Exception as error:  # a card's time is short: the others go on
+                traceback.print_exc()
+                self.left_out[side] = f"{type(error).__name__}: {error}".split("\n")[0]
+            if side in self.left_out:
+                print(self.missing(side), flush=True)
+            self.write()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def missing(self, side: Side) -> str:
+        return f"{side.model}: {side.name}: {self.left_out[side]}"
+
+    def rows(self, kind: type) -> list[Row | Sampled]:
+        return [row for row in self.found.values() if isinstance(row, kind)]
+
+    def write(self) -> None:
+        missing = [self.missing(side) for side in self.left_out]
+        trained, sampled = self.rows(Row), self.rows(Sampled)
+        if self.markdown:
+            tables = [HEAD, *map(self.line, trained), "", SAMPLED, *map(self.line, sampled)]
+            write_text(self.markdown, "\n".join([self.machine, "", *tables, "", *missing]) + "\n")
+        if self.json:
+            told = {"training": list(map(asdict, trained)), "sampling": list(map(asdict, sampled))}
+            write_text(self.json, json.dumps({"machine": self.machine, **told, "left_out": missing}, indent=1) + "\n")
+
+    def line(self, row: Row | Sampled) -> str:
+        """A row of the table that begins with HEAD or SAMPLED."""
+        if isinstance(row, Sampled):
+            return f"| {row.model} | {row.side} | {row.rate:,.0f} | {row.lowest:,.0f} - {row.highest:,.0f} |"
+        share, told = row.tflops / self.ceiling, f"{row.tflops:,.0f}"
+        return f"| {row.model} | {row.side} | {row.rows} | {row.rate:,.0f} | {told} | {share:.0%} | {row.memory:.1f} | {row.loss:.3f} |"
 
 
-def sampling(model: str, rows: int, prompt: int, new: int, turns: int) -> Iterator[tuple[str, str, float, float, float]]:
-    """(model, side, tokens/s, lowest, highest) of ours and of transformers' `generate`, sampling at temperature 1 from random weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from megatron_tower.models.build import build_chunks
-    from megatron_tower.models.families import family_of
-    from megatron_tower.rollout.generate import sample
-
-    on_card = device().type == "cuda"
-    cfg = load([f"model={model}", f"precision={'bf16' if on_card else 'fp32'}"])
-    decoder = build_chunks(cfg.model, cfg.parallel, cfg.precision)[0]
-    with device():
-        hf_config = AutoConfig.for_model(**family_of(cfg.model.family).to_hf(cfg.model))
-        attention = "eager" if cfg.model.attention_softcap else "sdpa"
-        dtype = torch.bfloat16 if on_card else torch.float32
-        hf = AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention, torch_dtype=dtype).eval()
-    prompts = torch.randint(8, cfg.model.vocab_size, (rows, prompt), generator=torch.Generator().manual_seed(0)).to(device())
-    asked = {"max_new_tokens": new, "do_sample": True, "top_k": 0, "eos_token_id": None, "pad_token_id": 0}
-
-    def our_turn() -> None:
-        sample(decoder, prompts.tolist(), max_new_tokens=new, stop_ids=[], temperature=1.0, batch_size=rows)
-
-    def their_turn() -> None:
-        with torch.inference_mode():
-            hf.generate(prompts, attention_mask=torch.ones_like(prompts), **asked).tolist()
-
-    turn_of = {"ours": our_turn, f"transformers, {attention}": their_turn}
-    rates: dict[str, list[float]] = {name: [] for name in turn_of}
-    for _ in range(turns):
-        for name, turn in turn_of.items():
-            began = time.perf_counter()
-            turn()
-            rates[name].append(rows * new / (time.perf_counter() - began))
-    for name, found in rates.items():
-        yield model, name, statistics.median(found), min(found), max(found)
-
-
-def line(row: Row, ceiling: float) -> str:
-    """A row of the table that begins with HEAD; ceiling in TFLOP/s."""
-    share, told = row.tflops / ceiling, f"{row.tflops:,.0f}"
-    return f"| {row.model} | {row.side} | {row.rows} | {row.rate:,.0f} | {told} | {share:.0%} | {row.memory:.1f} | {row.loss:.3f} |"
+def agenda(models: list[str] | None, steps: int) -> list[Side]:
+    """What is measured, what is worth most first: ours of each case and its sampling, then what stands beside them."""
+    found = []
+    for case in CASES:
+        if not models or case.model in models:
+            found += training(case, steps)
+            if case.model in SAMPLING:
+                found += [Side(case.model, *side) for side in sampling(case.model, 64, 128, 512)]
+    return sorted(found, key=lambda side: not side.name.startswith("ours"))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print both tables as they are measured; write them where asked. InputError without a card."""
+    """InputError without a card."""
     cpu.install()
     from tools import bench_attention  # megatron-core comes after the bridge
 
@@ -328,30 +330,10 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("this machine has no CUDA: run it where a GPU is, or python -m tools.bench cpu here")
     cfg = load([])
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
+    for file in filter(None, (options.json, options.markdown)):
+        file.parent.mkdir(parents=True, exist_ok=True)
     ceiling = bench_attention.ceiling(8192, 20)
-    told = [f"{bench_attention.card()}; {ceiling:,.0f} TFLOP/s in a square matrix product", "", *HEAD.split("\n")]
-    print(*told, sep="\n", flush=True)
-    cases = [case for case in CASES if not options.only or case.model in options.only]
-    results, left_out = [], []
-    for found in (found for case in cases for found in compare(case, options.turns, options.steps)):
-        if isinstance(found, str):
-            left_out.append(found)
-        else:
-            results.append(asdict(found))
-            told.append(line(found, ceiling))
-            print(told[-1], flush=True)
-    told += ["", *left_out, "", *SAMPLED.split("\n")]
-    print(*told[-4 - len(left_out) :], sep="\n", flush=True)
-    sampled = []
-    for model in ("gemma2_2b", "qwen25_1_5b"):
-        if not options.only or model in options.only:
-            for found in sampling(model, 64, 128, 512, options.turns):
-                sampled.append(found)
-                told.append(f"| {found[0]} | {found[1]} | {found[2]:,.0f} | {found[3]:,.0f} - {found[4]:,.0f} |")
-                print(told[-1], flush=True)
-        _free()
-    if options.markdown:
-        options.markdown.write_text("\n".join(told) + "\n")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": told[0], "training": results, "sampling": sampled, "left_out": left_out}, indent=1))
+    report = Report(f"{bench_attention.card()}; {ceiling:,.0f} TFLOP/s in a square matrix product", ceiling, options.json, options.markdown)
+    print(report.machine, "", HEAD, sep="\n", flush=True)
+    report.measure(agenda(options.only, options.steps), options.turns)
     distributed.shutdown()

@@ -19,7 +19,7 @@ from megatron_tower.models.packing import pack
 from megatron_tower.runtime.distributed import device
 from tools.bench_attention import Shape, core, error, inputs, results
 
-BACKENDS = ("sdpa", "flex", "flash2", "flash4", "te")
+BACKENDS = ("flash4", "te", "flex", "sdpa", "flash2")  # what the models choose comes first: a run may be cut off
 LENGTHS = [700, 1300, 96, 2000]
 OUTPUT, GRADIENTS = 5e-3, 1e-2
 CAP = 2.0  # low enough to bend scores of unit variance
@@ -34,8 +34,8 @@ def made(backend: str, shape: Shape, window: int | None = None, **options: bool)
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("window", [None, 511])
-@pytest.mark.parametrize("softcap", [None, CAP])
-@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("softcap", [CAP, None])
+@pytest.mark.parametrize("dim", [256, 128, 64])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_output_and_gradients(backend: str, dim: int, softcap: float | None, window: int | None, packed: bool):
     shape = Shape(8, 4, dim, softcap)

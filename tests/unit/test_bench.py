@@ -1,11 +1,15 @@
 """The benchmark at its smallest: both sides compute the same, every line is there, a difference is refused. Nothing is timed."""
 
+import json
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tools import bench, bench_convert, bench_gpu, bench_rl
+from tools import bench, bench_convert, bench_gpu, bench_rl, bench_sampling
 
 SHAPE = {"num_layers": 2, "hidden_size": 128, "ffn_hidden_size": 96}
 VISIBLE = {"1 x 64": 2080, "4 x 16": 544, "32 x 2": 96, "1 x 64, window 32": 2080 - 528}  # pairs of tokens
@@ -84,24 +88,59 @@ def test_attention_back_ends_take_turns(monkeypatch, name: str):
     assert sum("is wrong" in row for row in wrong if isinstance(row, str)) == 4 * len(offered)
 
 
-def test_steps_and_sampling_of_the_gpu_tables_run_here(single_rank, monkeypatch):
-    """Tiny shapes on this machine: a side that needs no card has a row, another a sentence."""
+def test_steps_and_sampling_of_the_gpu_tables_run_here(single_rank, monkeypatch, tmp_path):
+    """Tiny shapes on this machine: a side that needs no card has a row, another a sentence; vLLM is asked as its interface says."""
     fp32, two = "precision=fp32", "phase.micro_batch_size=2"
     monkeypatch.setattr(bench_gpu, "BF16", fp32)
     ways = (("fp32", (fp32,)), ("fp32, MLP recompute", (fp32, two, bench_gpu.MLP)), ("FP8", (bench_gpu.TENSORWISE,)))
     case = bench_gpu.Case("tiny", "tiny_gemma2", ways, ("eager",), layers=3, seq_length=128, micro_batches=2)
-    found = list(bench_gpu.compare(case, turns=1, steps=1))
-    rows = [row for row in found if not isinstance(row, str)]
+    monkeypatch.setattr(bench_gpu, "CASES", (case,))
+    monkeypatch.setattr(bench_gpu, "SAMPLING", ("tiny_gemma2",))
+    monkeypatch.setattr(bench_gpu, "sampling", lambda model, *_: bench_sampling.sampling(model, 2, 4, 3))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, SamplingParams=SimpleNamespace))
+    sides = bench_gpu.agenda(None, steps=1)
+    assert [side.name.startswith("ours") for side in sides] == [True] * 4 + [False] * 3
+    report = bench_gpu.Report("here", 1.0, tmp_path / "gpu.json", tmp_path / "gpu.md")
+    report.measure(sides, turns=2)
+    rows, sampled, (missing,) = report.rows(bench_gpu.Row), report.rows(bench_sampling.Sampled), map(report.missing, report.left_out)
     assert [(row.side, row.rows) for row in rows] == [("ours, fp32", 1), ("ours, fp32, MLP recompute", 2), ("transformers, eager", 1)]
     assert all(row.rate > 0 and abs(row.loss - 8.3) < 0.5 for row in rows), rows  # ln 4096
-    assert [row for row in found if isinstance(row, str)] and "Transformer Engine" in "".join(row for row in found if isinstance(row, str))
-    assert {bench_gpu.line(row, 1.0).count("|") for row in rows} == {line.count("|") for line in bench_gpu.HEAD.split("\n")} == {9}
-    assert [(side, rate > 0) for _, side, rate, *_ in bench_gpu.sampling("tiny_gemma2", 2, 4, 3, 1)] == [
-        ("ours", True),
-        ("transformers, eager", True),
-    ]
+    assert missing.startswith("tiny: ours, FP8: ") and "Transformer Engine" in missing
+    assert [row.side for row in sampled] == ["ours", "transformers, eager", "vLLM"]
+    assert all(0 < row.lowest <= row.highest for row in sampled)
+    written = (tmp_path / "gpu.md").read_text().splitlines()
+    assert [{line.count("|") for line in part} for part in (written[2:7], written[8:13])] == [{9}, {5}] and written[-1] == missing
+    told = json.loads((tmp_path / "gpu.json").read_text())
+    assert (told["machine"], len(told["training"]), len(told["sampling"]), told["left_out"]) == ("here", 3, 3, [missing])
     with pytest.raises(bench.InputError, match="this machine has no CUDA"):
         bench_gpu.run(None)
+
+
+class Engine:
+    """vLLM's LLM, as far as it is asked."""
+
+    def __init__(self, model: str, load_format: str, skip_tokenizer_init: bool, dtype: str, max_model_len: int, max_num_seqs: int):
+        assert load_format == "dummy" and json.loads((Path(model) / "config.json").read_text())["architectures"] == ["Gemma2ForCausalLM"]
+
+    def generate(self, prompts: list[dict], params: SimpleNamespace) -> None:
+        assert [len(prompt["prompt_token_ids"]) for prompt in prompts] == [4, 4] and params.ignore_eos and params.max_tokens in (2, 3)
+
+
+def test_what_was_measured_outlives_a_side_that_fails_and_an_interrupt(tmp_path):
+    def fails() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access\nmore of it")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    row = bench_gpu.Row("m", "ours, a", 1, 2.0, 3.0, 4.0, 5.0)
+    report = bench_gpu.Report("here", 1.0, tmp_path / "gpu.json", None)
+    sides = [bench_gpu.Side("m", name, measure) for name, measure in (("b", fails), ("ours, a", lambda: row), ("c", interrupted))]
+    with pytest.raises(KeyboardInterrupt):
+        report.measure(sides, turns=2)
+    told = json.loads((tmp_path / "gpu.json").read_text())
+    assert [found["side"] for found in told["training"]] == ["ours, a"]
+    assert told["left_out"] == ["m: b: RuntimeError: CUDA error: an illegal memory access"]
 
 
 def test_every_gpu_case_is_a_configuration():
