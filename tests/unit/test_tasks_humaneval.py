@@ -37,6 +37,7 @@ BARE = "found = []\nfor n in numbers:\n    found.append(double(n))\nreturn found
 ANSWERS = {
     "the body, as a base model goes on": BODY,
     "its first line without indentation": BODY.lstrip(),
+    "its first line a space short": BODY[1:],
     "empty lines before it": f"\n\n{BODY}",
     "the whole function in a block": f"Here you are:\n\n```python\n{WHOLE}```\nIt doubles each.",
     "the whole prompt and the body": f"```python\n{PROMPT}{BODY}```",
