@@ -5,6 +5,7 @@ Leaves out: anything that isn't in the files they read.
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from evaluation.metrics.bootstrap import Estimate
 from evaluation.story import Stage, Story
@@ -160,6 +164,56 @@ def save(figure: Figure, png: Path) -> str:
     figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     return "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode()
+
+
+def name_points(axes: Axes, points: Sequence[tuple[Estimate, Estimate, str]]) -> None:
+    """Write each point's name beside it: inside the axes, over no other name and no point; over intervals, or nearer to another point, only
+    where there is no room. Of the places around a point the nearest such one is taken; a thin line leads to it."""
+    axes.figure.draw_without_rendering()  # the layout is settled by it
+    unit = axes.figure.dpi / 72
+    at = [axes.transData.transform((x.value, y.value)) for x, y, _ in points]
+    covered = [Bbox.from_bounds(px - 5 * unit, py - 5 * unit, 10 * unit, 10 * unit) for px, py in at]
+    spreads = [Bbox(axes.transData.transform(ends)) for x, y, _ in points for ends in _spreads(x, y)]
+    for (px, py), (x, y, name) in zip(at, points, strict=True):
+
+        def cost(box: Bbox, away: int, px: float = px, py: float = py) -> float:
+            spoilt = sum(box.overlaps(other) for other in covered) + (not _holds(axes.bbox, box))
+            strange = min(_away(box, *other) for other in at) < _away(box, px, py)
+            return 100 * spoilt + 2 * sum(box.overlaps(other) for other in spreads) + 3 * strange + away / 6
+
+        arrow = {"arrowstyle": "-", "color": "#8a929c", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+        look = {"fontsize": 7.5, "color": "#22272e", "ha": "center", "va": "center", "arrowprops": arrow, "zorder": 5, "parse_math": False}
+        text = axes.annotate(short(name), (x.value, y.value), xytext=(0, 0), textcoords="offset points", **look)
+        text.set_in_layout(False)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        size = Text.get_window_extent(text)  # without the line
+        wide, high = size.width / 2 + unit, size.height / 2 + unit
+        places = []
+        for away in range(6, 150, 6):
+            for across, up in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
+                cx, cy = px + across * (wide + away * unit * 0.7), py + up * (high + away * unit * 0.7)
+                box = Bbox.from_extents(cx - wide, cy - high, cx + wide, cy + high)
+                places.append((cost(box, away), len(places), box, (cx, cy)))
+        *_, box, (cx, cy) = min(places)
+        text.set_position(((cx - px) / unit, (cy - py) / unit))
+        covered.append(box)
+
+
+def short(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:14]}…{name[-13:]}"
+
+
+def _spreads(x: Estimate, y: Estimate) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Ends of a point's two intervals."""
+    return [(x.low, y.value), (x.high, y.value)], [(x.value, y.low), (x.value, y.high)]
+
+
+def _away(box: Bbox, x: float, y: float) -> float:
+    return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))
+
+
+def _holds(outer: Bbox, inner: Bbox) -> bool:
+    return outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:

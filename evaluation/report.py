@@ -2,16 +2,14 @@
 
     python -m evaluation.report runs/mine other/evaluation=Other --output report --baseline Other
 
-A run's directory stands for its evaluated stages in order (what they mean is said by evaluation/run_report.py). Examples are the worst
-segments of each system and pair and each kind of failure, taken in turn until the page is full; the page says how many were left out.
-Leaves out: computing scores.
+A run's directory stands for its evaluated stages in order (what they mean is said by evaluation/run_report.py). Examples are chosen by
+evaluation/examples.py. Leaves out: computing scores.
 """
 
 import argparse
 import base64
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,31 +18,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from evaluation.figures import COLOURS, MARKERS, STYLE, WIDTH, save
+from evaluation.examples import FAILURES, embedded, examples
+from evaluation.figures import COLOURS, MARKERS, STYLE, WIDTH, name_points, save
 from evaluation.metrics.bootstrap import Resampling
-from evaluation.systems import (
-    FAILURES,
-    LANGUAGES,
-    Cell,
-    Compared,
-    System,
-    asked,
-    badness,
-    better,
-    compare,
-    failures,
-    item,
-    lines,
-    pair,
-    read,
-)
+from evaluation.systems import LANGUAGES, Cell, Compared, System, better, compare, read
 from megatron_tower.command import refuse
 from megatron_tower.config import InputError
 from megatron_tower.runtime.run_dir import write_text
 
-PER_PAIR = 20  # worst segments, and as many of each failure, of one system and pair
-CLIP = 1500  # characters of a text
-BUDGET = 8_000_000  # characters of all examples
 X = ("wmt24pp/xcomet_xxl", "wmt24pp/xcomet", "wmt24pp/comet22", "wmt24pp/chrf", "translation/chrf")
 Y = ("m_arenahard/win_rate", "ifeval/prompt_strict", "general/accuracy", "verifiable/reward")
 
@@ -85,7 +66,7 @@ def write(systems: Sequence[System], output: Path, baseline: str | None = None, 
         "by_language": [row for row in table if row[0][2] != "all" and better(row[0][1])],
         "paired": any(found.paired for _, found in table),
         "overlap": any(found.best is not None and not found.paired for _, found in table),
-        "heat": heat(systems, labels.index(baseline) if baseline else 0, cells) if len(systems) > 1 else [],
+        "heat": heat(systems, labels.index(baseline) if baseline else 0, cells, chosen[0]) if len(systems) > 1 else [],
         "baseline": baseline or labels[0],
         "pareto": drawn,
         "axes": chosen,
@@ -93,7 +74,7 @@ def write(systems: Sequence[System], output: Path, baseline: str | None = None, 
         "shown": len(shown),
         "known": known,
         "better": better,
-        "number": number,
+        "digits": lambda cell: digits(systems, cell),
     }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
@@ -120,7 +101,9 @@ def axis(systems: Sequence[System], wanted: str | None, usual: Sequence[str], na
 
 @plt.rc_context(STYLE)
 def pareto(systems: Sequence[System], x: str, y: str) -> Figure | None:
-    """One point a system with both intervals; stages of one run are joined in the order given."""
+    """One point a system with both intervals and its name, better up and right; stages of one run are joined in the order given, systems
+    that none beats on both axes by a dashed line."""
+    ways = [better(name.split("/", 1)[1]) or 1 for name in (x, y)]
     points = []
     for i, system in enumerate(systems):
         found = [system.scores.get((*name.split("/", 1), "all", "all")) for name in (x, y)]
@@ -128,22 +111,36 @@ def pareto(systems: Sequence[System], x: str, y: str) -> Figure | None:
             points.append((i, system, *found))
     if not points:
         return None
-    figure, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
     for run in dict.fromkeys(system.run for _, system, _, _ in points if system.run):
         of = [(across.value, up.value) for _, system, across, up in points if system.run == run]
         axes.plot(*zip(*of, strict=True), color="#aab2bc", linewidth=1.2, zorder=1)
-    for i, system, across, up in points:
+    best = front([(across.value, up.value) for _, _, across, up in points], ways)
+    axes.plot(*zip(*best, strict=True), color="#22272e", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for i, _, across, up in points:
         spread = {"xerr": [[across.value - across.low], [across.high - across.value]], "yerr": [[up.value - up.low], [up.high - up.value]]}
-        look = {"fmt": MARKERS[i % len(MARKERS)], "color": COLOURS[i % len(COLOURS)], "capsize": 3, "linewidth": 1.3, "markersize": 7}
-        axes.errorbar(across.value, up.value, **spread, **look, label=system.label.replace("$", r"\$"))
+        look = {"fmt": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)], "color": COLOURS[i % len(COLOURS)]}
+        axes.errorbar(across.value, up.value, **spread, **look, capsize=2, linewidth=1, markersize=6)
+    axes.margins(0.15)
     axes.set_xlabel(f"{x.replace('/', ': ')} →")
     axes.set_ylabel(f"{y.replace('/', ': ')} →")
-    figure.legend(loc="outside upper left", ncols=3)
+    axes.xaxis.set_inverted(ways[0] < 0)
+    axes.yaxis.set_inverted(ways[1] < 0)
+    name_points(axes, [(across, up, system.label) for _, system, across, up in points])
     return figure
 
 
-def heat(systems: Sequence[System], baseline: int, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """A map of each task, metric and kind of language: differences to the baseline, and how strongly each is coloured (-1 to 1)."""
+def front(points: Sequence[tuple[float, float]], ways: Sequence[int]) -> list[tuple[float, float]]:
+    """The points that no other is at least as good as on both axes and better on one. ways: 1 where higher is better, -1 where lower is."""
+    kept: list[tuple[float, float]] = []
+    for point in sorted(set(points), key=lambda p: (-ways[0] * p[0], -ways[1] * p[1])):
+        if not kept or ways[1] * point[1] > ways[1] * kept[-1][1]:
+            kept.append(point)
+    return kept
+
+
+def heat(systems: Sequence[System], baseline: int, cells: Sequence[Cell], opened: str | None) -> list[dict[str, Any]]:
+    """A map of each task, metric and kind of language: differences to the baseline. The map of `opened`, a task/metric, is open."""
     maps = []
     wanted = [cell for cell in cells if cell[2] in LANGUAGES and better(cell[1]) and cell in systems[baseline].scores]
     for head in dict.fromkeys(cell[:3] for cell in wanted):
@@ -152,66 +149,16 @@ def heat(systems: Sequence[System], baseline: int, cells: Sequence[Cell]) -> lis
             start = systems[baseline].scores[cell].value
             rows.append((cell[3], [system.scores[cell].value - start if cell in system.scores else None for system in systems]))
         largest = max((abs(value) for _, values in rows for value in values if value is not None), default=0) or 1
-        maps.append({"head": head, "rows": rows, "largest": largest})
+        places = max(digits(systems, cell) for cell in wanted if cell[:3] == head)
+        maps.append({"head": head, "rows": rows, "largest": largest, "digits": places, "open": "/".join(head[:2]) == opened})
     return maps
 
 
-def examples(systems: Sequence[System]) -> tuple[list[dict[str, Any]], int]:
-    """(examples with every system's answer, number of translated items); worst first, failures too, until BUDGET is full."""
-    queues: dict[tuple[int, str, str], list[tuple[float, str]]] = {}
-    known = set()
-    for place, system in enumerate(systems):
-        for line in lines(system.folder):
-            if "output" not in line or not line.get("source") or not pair(line):
-                continue
-            key, bad = item(line), badness(line)
-            known.add(key)
-            for kind in ["worst", *failures(line)]:
-                queue = queues.setdefault((place, pair(line), kind), [])
-                queue.append((bad if bad is not None else float("-inf"), key))
-                if len(queue) > 20 * PER_PAIR:
-                    queue[:] = sorted(queue, reverse=True)[:PER_PAIR]
-    ranked = [sorted(queue, reverse=True)[:PER_PAIR] for _, queue in sorted(queues.items())]
-    wanted = list(dict.fromkeys(queue[rank][1] for rank in range(PER_PAIR) for queue in ranked if rank < len(queue)))
-    found: dict[str, dict[str, Any]] = {key: {} for key in wanted}
-    for place, system in enumerate(systems):
-        for line in lines(system.folder):
-            if "output" in line and (key := item(line)) in found:
-                _add(found[key], place, line, len(systems))
-    kept, room = [], BUDGET
-    for key in wanted:
-        room -= len(embedded(found[key]))
-        if room < 0:
-            break
-        kept.append(found[key])
-    return sorted(kept, key=lambda one: -one["bad"]), len(known)
-
-
-def _add(example: dict[str, Any], place: int, line: dict[str, Any], systems: int) -> None:
-    bad = badness(line)
-    example.setdefault("task", line["task"])
-    example.setdefault("pair", pair(line))
-    example.setdefault("source", clip(asked(line)))
-    example.setdefault("reference", clip(str(line.get("reference") or line.get("target") or "")))
-    example["bad"] = max(example.get("bad", -1e9), bad if bad is not None else -1e9)
-    marked = next(iter(line.get("spans", {}).values()), [])  # of the first metric that marks errors; offsets are into the bare text
-    spans = [[s["start"], s["end"], str(s.get("severity", ""))] for s in marked]
-    answers = example.setdefault("answers", [None] * systems)
-    answers[place] = {"text": clip(line["output"].strip()), "failures": failures(line), "scores": line.get("scores", {}), "spans": spans}
-
-
-def clip(text: str) -> str:
-    return text if len(text) <= CLIP else text[:CLIP] + "…"
-
-
-def embedded(value: Any) -> str:
-    """JSON that no text can end a script element from."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+def digits(systems: Sequence[System], cell: Cell) -> int:
+    """Decimals that a row of the table shows, intervals included: three of what is below 2, one of percentages."""
+    found = [system.scores[cell] for system in systems if cell in system.scores]
+    largest = max(abs(end) for score in found for end in (score.low, score.high))
+    return 3 if largest < 2 else 2 if largest < 10 else 1
 
 
 def as_csv(systems: Sequence[System]) -> str:
@@ -225,7 +172,8 @@ def as_csv(systems: Sequence[System]) -> str:
 
 
 def marked(systems: Sequence[System], cell: Cell, found: Compared, bold: str, tie: str) -> list[str]:
-    cells = [number(system.scores[cell].value) if cell in system.scores else "–" for system in systems]
+    places = digits(systems, cell)
+    cells = [f"{system.scores[cell].value:.{places}f}" if cell in system.scores else "–" for system in systems]
     return [bold.format(c) if i == found.best else c + tie if i in found.tied else c for i, c in enumerate(cells)]
 
 
@@ -244,8 +192,9 @@ def as_latex(labels: Sequence[str], systems: Sequence[System], table: Sequence[t
 
 
 def latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", ">": r"\textgreater{}"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+    named = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar", "`": "asciigrave"}
+    text = " ".join(text.split())
+    return "".join(f"\\text{named[c]}{{}}" if c in named else f"\\{c}" if c in "&%$#_{}" else c for c in text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the report of several systems shows: evaluations read from their folders, compared cell by cell, and their worst segments picked.
+"""What the report of several systems shows: evaluations read from their folders and compared cell by cell.
 
-Reads scores.json and generations.jsonl of each system, the latter line by line, twice: of a segment only its scores
-and what tells it from others are held.
+Reads scores.json and generations.jsonl of each system, the latter line by line: of a segment only its scores and what tells it from
+others are held.
 A line is the same item in two files when task and "id" agree, or, without an "id", task, pair and the text asked for.
 Leaves out: neural metrics (a line's "scores" and "spans" come with it), items that only some of the systems answered (in comparisons).
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.metrics.bootstrap import Estimate, Resampling, counted, difference, ratio
-from evaluation.metrics.translation import chrf, chrf_statistics, is_copied, is_wrong_language
 from evaluation.store import digest
 from evaluation.story import TITLES
 from megatron_tower.config import InputError
@@ -22,8 +21,6 @@ LOWER = {"ter", "bits_per_byte", "perplexity", "empty", "copied", "truncated", "
 LOWER |= {"wrong", "timeout", "memory", "unparsable", "failed", "judge_unparsable", "judge_failed"}
 NEUTRAL = {"copy_chrf", "characters", "length", "words", "tokens", "ties", "unchanged", "chose_a"}  # neither end is better
 LANGUAGES = ("pair", "language", "locale")  # what groups are of one language
-RANKING = ("xcomet", "comet22", "metricx", "cometkiwi", "chrf")  # which segment is worse: the first that is known, by its beginning
-FAILURES = ("empty", "copied", "truncated", "wrong_language")
 TEXT_FIELDS = ("source", "prompt", "question", "problem", "instruction")
 
 Cell = tuple[str, str, str, str]  # task, metric, by, group
@@ -187,38 +184,3 @@ def _change(before: System, after: System, of: tuple[str, str], inside: tuple[st
         return None
     both = [[counted([side[key][1] for key in keys]) for keys in strata.values()] for side in (mine, theirs)]
     return difference(*both, ratio, how)
-
-
-def failures(line: Line) -> list[str]:
-    """Which of FAILURES an answer to a translation is."""
-    output, reference = str(line.get("output", "")).strip(), str(line.get("reference") or line.get("target") or "")
-    found = []
-    if not output:
-        found.append("empty")
-    elif reference and is_copied(output, asked(line), reference):
-        found.append("copied")
-    if line.get("finish") == "length":
-        found.append("truncated")
-    if output and reference and (target := pair(line).rpartition("->")[2].rpartition("-")[2]) and is_wrong(output, reference, target):
-        found.append("wrong_language")
-    return found
-
-
-def is_wrong(output: str, reference: str, target: str) -> bool:
-    try:
-        return bool(is_wrong_language(output, reference, target))
-    except InputError:  # a locale that has no name here
-        return False
-
-
-def badness(line: Line) -> float | None:
-    """How bad a translation is, for order within one pair; sentence-level chrF++ where no neural metric has scored it."""
-    known = line.get("scores", {})
-    for metric in (name for first in RANKING for name in known if name.startswith(first)):
-        if isinstance(known[metric], int | float):
-            return -better(metric) * known[metric]
-    reference = line.get("reference") or line.get("target")
-    if not reference:
-        return None
-    counts, _ = chrf_statistics([str(line["output"]).strip()], [str(reference)])
-    return -float(chrf(counts)[0])

@@ -5,9 +5,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.text import Text
 
-from evaluation import report
+from evaluation import examples, report
 from evaluation.metrics.bootstrap import Resampling
 from evaluation.systems import compare, read
 from megatron_tower.config import InputError
@@ -67,9 +70,9 @@ def test_examples_are_capped_and_the_page_says_so(tmp_path, monkeypatch):
     folder = system(tmp_path / "a", [i / 100 for i in range(100)])
     path = report.write(read([str(folder)]), tmp_path / "out")
     assert all(a["spans"] == [[0, 2, "major"]] for e in page_data(path)["examples"] for a in e["answers"])
-    assert [e["answers"][0]["scores"]["xcomet"] for e in page_data(path)["examples"]] == [i / 100 for i in range(report.PER_PAIR)]
-    assert f"{report.PER_PAIR} of 100 segments" in path.read_text()
-    monkeypatch.setattr(report, "BUDGET", 1000)
+    assert [e["answers"][0]["scores"]["xcomet"] for e in page_data(path)["examples"]] == [i / 100 for i in range(examples.PER_PAIR)]
+    assert f"{examples.PER_PAIR} of 100 segments" in path.read_text()
+    monkeypatch.setattr(examples, "BUDGET", 1000)
     assert len(page_data(report.write(read([str(folder)]), tmp_path / "out"))["examples"]) < 5
 
 
@@ -90,6 +93,68 @@ def test_a_run_stands_for_its_stages_in_order_joined_as_a_path(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", ["report", str(run), "--output", str(tmp_path / "out")])
     report.main()
     assert capsys.readouterr().out == f"report: {tmp_path / 'out' / 'index.html'}\n"
+
+
+def test_gaps_are_found_both_ways_a_pair_of_languages_at_a_time():
+    bad = np.array([[-5, -1, -9, 0, np.nan], [-1, -4, -1, -1, -3], [-1, -4, -1, -np.inf, -3]])
+    pairs = np.array(["de", "de", "de", "fr", "fr"])
+    of = dict(zip([(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)], examples.gaps(bad, pairs), strict=True))
+    assert of[0, 1] == [2, 0]  # by 8 and by 4
+    assert of[1, 0] == [1, 3]  # the first of each pair of languages: by 3, by 1
+    assert of[1, 2] == of[2, 1] == [] and of[2, 0] == [1]  # neither where a score is unknown nor where there is no gap
+
+
+def test_a_page_shows_where_each_of_two_systems_is_the_better_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "PER_PAIR", 1)
+    monkeypatch.setattr(examples, "PER_GAP", 1)
+    one, other = [0.5, 0.9, 0.4, 0.1, 0.5], [0.6, 0.2, 0.8, 0.2, 0.05]
+    systems = read([f"{system(tmp_path / 'a', one)}=a", f"{system(tmp_path / 'b', other)}=b"])
+    shown, known = examples.examples(systems)
+    assert {e["source"].split()[1] for e in shown} == {"3", "4", "1", "2"} and known == 5  # the worst of each, where a and where b wins
+    assert [(a["metric"], a["bad"]) for e in shown if e["source"].startswith("Source 1") for a in e["answers"]] == [
+        ("xcomet", -0.9),
+        ("xcomet", -0.2),
+    ]
+    texts = ["Satz", "Satz 1 des Textes.", "Satz", "", "Satz"]
+    bare = read([f"{system(tmp_path / 'c', one)}=c", f"{system(tmp_path / 'd', other, texts, per_segment=False)}=d"])
+    shown, _ = examples.examples(bare)
+    assert [e["source"].split()[1] for e in shown] == ["3"]  # xCOMET and chrF++ are not compared: only the worst of each
+    assert [a["metric"] for a in shown[0]["answers"]] == ["xcomet", "chrF++"]
+
+
+def test_the_front_is_what_no_system_beats():
+    points = [(1, 9), (2, 8), (2, 7), (3, 8), (4, 1), (0, 10), (4, 0)]
+    assert report.front(points, (1, 1)) == [(4, 1), (3, 8), (1, 9), (0, 10)]
+    assert report.front(points, (-1, 1)) == [(0, 10)]
+    assert report.front([(1, 2), (2, 1)], (-1, -1)) == [(1, 2), (2, 1)]
+
+
+def test_names_in_the_figure_cover_neither_one_another_nor_a_point(tmp_path):
+    systems = []
+    for i in range(14):  # in a heap, and one far away
+        systems += read([f"{system(tmp_path / str(i), [0.5 + i % 4 / 100 if i else 9.0])}=System ${i}$ of some name"])
+    figure = report.pareto(systems, "wmt24pp/xcomet", "general/accuracy")
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the lines to the points
+    assert len(boxes) == 14 and axes.texts[3].get_text() == "System $3$ of some name"
+    assert not [(i, j) for i in range(14) for j in range(i) if boxes[i].overlaps(boxes[j])]
+    points = [axes.transData.transform((s.scores[ALL].value, 50)) for s in systems]
+    assert not [1 for box in boxes for x, y in points if box.contains(x, y)]
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+    plt.close(figure)
+
+
+def test_tables_hold_odd_names_as_text(tmp_path):
+    odd = 'a&b %c $d #e _f {g} ~h ^i \\j <k> |l\n\nm "n`o'
+    path = report.write(read([f"{system(tmp_path / 'a', [0.1])}={odd}", f"{system(tmp_path / 'b', [0.2])}=b"]), tmp_path / "out")
+    head = (path.parent / "tables.tex").read_text().splitlines()[2]
+    assert head == (
+        r"task & metric & group & a\&b \%c \$d \#e \_f \{g\} \textasciitilde{}h \textasciicircum{}i \textbackslash{}j "
+        r'\textless{}k\textgreater{} \textbar{}l m "n\textasciigrave{}o & b \\'
+    )
+    assert "<k> \\|l m" in (path.parent / "tables.md").read_text().splitlines()[0]
+    assert next(csv.reader(list((path.parent / "tables.csv").open(newline=""))[1:]))[0] == odd
 
 
 def test_bad_input_is_one_sentence(tmp_path):

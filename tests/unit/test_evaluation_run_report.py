@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,30 +136,31 @@ def write_stage(folder: Path, data: Path, made: Made) -> None:
         (folder / "config.yaml").write_text("phase:\n  global_batch_size: 16\n  seq_length: 256\n")
 
 
+def made_run(folder: Path, **stages: Made) -> Path:
+    """A run directory with those stages and a data folder beside it."""
+    data, run = folder / "data", folder / "demo"
+    data.mkdir()
+    facts = {
+        "sources": [
+            {"name": "kolibri", "version": "0.19.5", "licence": "MIT", "sha256": "c0ffee" * 10},
+            {"name": "CLDR", "version": "48", "licence": "Unicode-3.0", "sha256": None},
+        ],
+        "pairs": {"train": {"de_DE": {"date": 900, "catalogue": 2000}}, "held_out": {"de_DE": {"date": 90, "catalogue": 200}}},
+        "cpt_tokens": {"monolingual": 300000, "parallel": 900000},
+        "sft": {"examples": 12000},
+    }
+    (data / "manifest.json").write_text(json.dumps(facts))
+    for name, made in stages.items():
+        write_stage(run / name, data, made)
+    key = {"data": "ab" * 32, "text_per_locale": 0}
+    (run / "ngrams.json").write_text(json.dumps({"key": key, "bits_per_byte": NGRAMS}))
+    return run
+
+
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Path]:
-    """`run_of(base=BASE, sft=SFT)`: a run directory with those stages and a data folder beside it."""
-
-    def make(**stages: Made) -> Path:
-        data, run = tmp_path / "data", tmp_path / "demo"
-        data.mkdir()
-        facts = {
-            "sources": [
-                {"name": "kolibri", "version": "0.19.5", "licence": "MIT", "sha256": "c0ffee" * 10},
-                {"name": "CLDR", "version": "48", "licence": "Unicode-3.0", "sha256": None},
-            ],
-            "pairs": {"train": {"de_DE": {"date": 900, "catalogue": 2000}}, "held_out": {"de_DE": {"date": 90, "catalogue": 200}}},
-            "cpt_tokens": {"monolingual": 300000, "parallel": 900000},
-            "sft": {"examples": 12000},
-        }
-        (data / "manifest.json").write_text(json.dumps(facts))
-        for name, made in stages.items():
-            write_stage(run / name, data, made)
-        key = {"data": "ab" * 32, "text_per_locale": 0}
-        (run / "ngrams.json").write_text(json.dumps({"key": key, "bits_per_byte": NGRAMS}))
-        return run
-
-    return make
+    """`run_of(base=BASE, sft=SFT)`: a run directory with those stages."""
+    return partial(made_run, tmp_path)
 
 
 def text_of(page: str) -> str:
