@@ -20,6 +20,18 @@ def trained(
     return request.param, tokenizer.train(TEXTS, request.param, SIZES[request.param], folder), folder
 
 
+def test_it_is_opened_without_auto_tokenizer_and_is_the_same(trained: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose import takes a third of the start of every command."""
+    from transformers import AutoTokenizer
+
+    _, _, folder = trained
+    theirs = AutoTokenizer.from_pretrained(folder)
+    monkeypatch.setattr("transformers.AutoTokenizer", None)
+    ours = tokenizer.load(folder)
+    assert type(ours) is type(theirs) and ours.chat_template == theirs.chat_template and ours.init_kwargs == theirs.init_kwargs
+    assert [ours(text) for text in TEXTS[:20]] == [theirs(text) for text in TEXTS[:20]]
+
+
 def random_texts(count: int) -> list[str]:
     rng = random.Random(0)
     alphabets = [

@@ -1,13 +1,15 @@
 """Instruction following: scores by lm-eval's checkers, what they may not do at random, and NLTK's data without a network."""
 
 import random
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import nltk
 import pytest
 
-from megatron_tower.config import InputError
+from megatron_tower.config import REPOSITORY, InputError
 from megatron_tower.data.sources import sha256
 from megatron_tower.rewards import instructions, reward
 
@@ -19,6 +21,21 @@ CAPITALS = {"change_case:capital_word_frequency": {"capital_frequency": 2, "capi
 @pytest.fixture(scope="module", autouse=True)
 def ready() -> None:
     reward("instructions")
+
+
+def test_a_worker_starts_without_what_no_checker_uses() -> None:
+    """And what was kept out can be imported afterwards."""
+    code = """
+import sys
+from megatron_tower.rewards import instructions
+instructions.warm_up()
+assert not {"datasets", "scipy", "sklearn", "torch"} & sys.modules.keys(), sys.modules.keys()
+assert instructions.followed("", {"instruction_ids": ["punctuation:no_comma"], "kwargs": [{}]}, "a b")["strict"] == [True]
+import scipy
+assert scipy.__path__ and "lm_eval.tasks" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
