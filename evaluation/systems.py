@@ -90,10 +90,13 @@ def _system(folder: Path, label: str) -> System:
     checkpoint = found.get("checkpoint", {})
     label = label or found.get("model", {}).get("label") or checkpoint.get("phase") or folder.resolve().parent.name
     segments: dict[tuple[str, str], dict[str, tuple[dict[str, str], float]]] = {}
+    by, groups = {cell[2] for cell, _ in rows}, {}
     for line in lines(folder):
         for metric, value in line.get("scores", {}).items():
             if isinstance(value, int | float):
-                segments.setdefault((line["task"], metric), {})[item(line)] = (_groups(line), float(value))
+                found_in = _groups(line, by)
+                shared = groups.setdefault(tuple(found_in.items()), found_in)  # one dict for all segments of the same groups
+                segments.setdefault((line["task"], metric), {})[item(line)] = (shared, float(value))
     return System(label, folder, dict(rows), checkpoint, found.get("settings", {}), signatures, segments)
 
 
@@ -130,8 +133,8 @@ def item(line: Line) -> str:
     return digest(line["task"], str(line["id"]) if "id" in line else [pair(line), asked(line)])[:16]
 
 
-def _groups(line: Line) -> dict[str, str]:
-    plain = {name: value for name, value in line.items() if isinstance(value, str) and len(value) < 40}
+def _groups(line: Line, by: set[str]) -> dict[str, str]:
+    plain = {name: value for name, value in line.items() if name in by and isinstance(value, str)}
     return plain | {"all": "all", "pair": pair(line)}
 
 
