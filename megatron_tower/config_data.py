@@ -9,14 +9,16 @@ from omegaconf import MISSING
 @dataclass
 class SourceConfig:
     """Files of one origin, read alike (curation/readers). Documents have a `locale`; pairs have it for the source side and
-    `target_locale`, and may say the same for many targets: `{locale}` in `files` and `fetch` stands for each of `locales`."""
+    `target_locale`, or many target sides: `{locale}` in `files` and `fetch` stands for what the source calls each of `locales`."""
 
     reader: str = MISSING
     files: list[str] = field(default_factory=list)  # patterns below what was fetched, or paths
     fetch: list[str] = field(default_factory=list)  # debian:package, pypi:package==version, hub:org/name@revision:pattern
     locale: str = "en"
     target_locale: str | None = None
-    locales: list[str] = field(default_factory=list)
+    locales: dict[str, str] = field(
+        default_factory=dict
+    )  # locale -> what the source calls it, e.g. pt_BR: pt-br; `locale` may be among them
     fields: dict[str, str] = field(default_factory=dict)  # ours -> the file's: text, source, target, id, document, a score's name
     licence: str = MISSING
     origin: str = MISSING  # where it comes from, with its version, for the manifest
