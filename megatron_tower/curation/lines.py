@@ -1,10 +1,12 @@
 """Lines of files from outside, plain or compressed, in memory that does not grow with the file or its longest line.
 
 What is wrong with a file or a line is counted by name, never passed over: ANOMALIES says what each name means. A bad line is
-told as None, so that the line numbers of two files stay beside each other. Lines end at \n alone: U+2028 and its like are text.
+told as None, so that the line numbers of two files stay beside each other. Lines end at \n alone: U+2028 and its like are text;
+a byte order mark at the beginning is none.
 """
 
 import bz2
+import codecs
 import gzip
 import lzma
 import zlib
@@ -31,7 +33,9 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.op
 def lines(path: Path, anomalies: Counter, longest: int = LONGEST) -> Iterator[str | None]:
     """Each line without its end, or None for one that can't be used; raises OSError where the file can't be opened."""
     found = False
-    for raw in _split(_chunks(path, anomalies), longest):
+    for raw in _split(chunks(path, anomalies), longest):
+        if raw and not found:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
         found = True
         yield _text(raw, anomalies)
     if not found:
@@ -72,7 +76,7 @@ def _split(chunks: Iterator[bytes], longest: int) -> Iterator[bytes | None]:
         yield None if skipping else rest
 
 
-def _chunks(path: Path, anomalies: Counter) -> Iterator[bytes]:
+def chunks(path: Path, anomalies: Counter) -> Iterator[bytes]:
     """Uncompressed bytes, until the file ends or can't be understood further."""
     with OPENERS.get(path.suffix, open)(path, "rb") as stream:
         try:

@@ -13,7 +13,7 @@ from backports import zstd
 
 from megatron_tower.curation.lines import ANOMALIES, lines
 
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd.compress}
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": lambda content: bz2.compress(content, 1), ".xz": lzma.compress, ".zst": zstd.compress}
 
 
 def read(path: Path, content: bytes, **options: int) -> tuple[list[str | None], Counter]:

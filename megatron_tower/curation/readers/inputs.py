@@ -3,6 +3,7 @@
 Leaves out: downloading (fetch.py); what the files hold.
 """
 
+import fnmatch
 import glob
 import hashlib
 import os
@@ -90,12 +91,17 @@ def _matches(source: SourceConfig, code: str, pattern: str, cache: Path) -> list
         head, deep, tail = pattern.rpartition("**/")
         if deep:
             roots = [Path(root) for root in sorted(glob.glob(str(top / head)))]
-            found += [(root, path) for root in roots for path in sorted(root.rglob(tail)) if path.is_file()]
+            found += [(root, path) for root in roots for path in _below(root, tail)]
         else:
             found += [(Path(path).parent, Path(path)) for path in sorted(glob.glob(str(top / pattern))) if os.path.isfile(path)]
     if not found:
         raise InputError(f"{source.origin}: no file matches {pattern}: correct data.curation.sources")
     return found
+
+
+def _below(root: Path, pattern: str) -> list[Path]:
+    """Files whose names match, at any depth: by os.walk, which asks nothing of each file."""
+    return sorted(Path(folder) / name for folder, _, names in os.walk(root) for name in fnmatch.filter(names, pattern))
 
 
 def _beside(source: SourceConfig, code: str, path: Path) -> tuple[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from lxml import etree
 
 from megatron_tower.config_data import SourceConfig
-from megatron_tower.curation.lines import OPENERS
+from megatron_tower.curation.lines import chunks
 from megatron_tower.curation.readers import rows
 from megatron_tower.curation.readers.inputs import Input
 from megatron_tower.curation.shards import Row
@@ -37,23 +37,29 @@ def tmx(source: SourceConfig, read: Input, anomalies: Counter) -> Iterator[tuple
 
 
 def _units(path: Path, anomalies: Counter) -> Iterator[etree._Element]:
-    """Each unit while it is whole; the tree holds no more than one."""
-    with OPENERS.get(path.suffix, open)(path, "rb") as file:
-        try:
-            for _, unit in etree.iterparse(file, tag="{*}tu", resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False):
-                yield unit
-                unit.clear()
-                while unit.getprevious() is not None:
-                    del unit.getparent()[0]
-        except EOFError:
-            anomalies["truncated_file"] += 1
-        except etree.XMLSyntaxError as error:
-            ended = error.code in (
-                etree.ErrorTypes.ERR_DOCUMENT_EMPTY,
-                etree.ErrorTypes.ERR_TAG_NOT_FINISHED,
-                etree.ErrorTypes.ERR_DOCUMENT_END,
-            )
-            anomalies["empty_file" if not path.stat().st_size else "truncated_file" if ended else "damaged_file"] += 1
+    """Each unit while it is whole; the tree holds no more than those of one chunk."""
+    parser = etree.XMLPullParser(("end",), tag="{*}tu", resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    found, name = Counter(), "empty_file"
+    try:
+        for chunk in chunks(path, found):
+            name = "damaged_file"
+            parser.feed(chunk)
+            yield from _whole(parser)
+            ended = b"</tmx" in chunk
+        name = name if name == "empty_file" or ended else "truncated_file"
+        parser.close()
+    except etree.XMLSyntaxError:
+        yield from _whole(parser)
+        found[name] += not found  # or it ends where its compressed bytes do
+    anomalies.update(found)
+
+
+def _whole(parser: etree.XMLPullParser) -> Iterator[etree._Element]:
+    for _, unit in parser.read_events():
+        yield unit
+        unit.clear()
+        while unit.getprevious() is not None:
+            del unit.getparent()[0]
 
 
 def _text(segment: etree._Element) -> str:
