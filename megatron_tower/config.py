@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 from megatron_tower.checks import layout_problems, phase_problems
 from megatron_tower.config_data import DataConfig
+from megatron_tower.config_sft import EndpointConfig, SftConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
@@ -140,7 +141,7 @@ class PhaseConfig:
 
     name: str = MISSING  # cpt | sft | wpo | grpo: also the phase's directory
     dataset: str = MISSING  # documents | chats | preferences | prompts
-    file: str | None = None  # JSONL of preferences or prompts; null: what the data step wrote
+    file: str | None = None  # JSONL of chats, preferences or prompts; null: what the data step wrote
     objective: Any = MISSING  # one of OBJECTIVES, by its `name`
     rollout: RolloutConfig | None = None  # for grpo
     start_from: str = MISSING  # an HF folder or a run directory or one of its checkpoints
@@ -241,22 +242,6 @@ HELD_OUT_TASKS = ("text", "translation", "general", "preference", "verifiable") 
 
 
 @dataclass
-class EndpointConfig:
-    """A model behind an OpenAI-compatible address."""
-
-    url: str | None = None  # http://host:8000/v1
-    model: str | None = None
-    key_variable: str = "OPENAI_API_KEY"  # the environment variable with the key, where one is needed; the key itself is kept nowhere
-    concurrency: int = 16  # requests on the way at once
-    requests_per_minute: float = 0  # 0: no limit
-    tokens_per_minute: float = 0  # of prompts and answers, as the server counts them; 0: no limit
-    timeout: float = 300.0  # seconds of one request
-    attempts: int = 6  # at a request that fails in a way that may pass
-    input_price: float = 0.0  # of a million tokens
-    output_price: float = 0.0
-
-
-@dataclass
 class EvalConfig:
     """Evaluation of one model on the tasks named; sizes are counts of items, 0 means all."""
 
@@ -334,6 +319,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     run_dir: str = MISSING  # of the whole recipe; a phase lives in run_dir/<phase>
     seed: int = 1234
@@ -368,7 +354,7 @@ def _refuse(problems: Iterator[str]) -> None:
         raise InputError(found)
 
 
-def difference(old: Config, new: Config, ignore: tuple[str, ...] = ("parallel", "cluster", "eval", "pairs", "recipe")) -> list[str]:
+def difference(old: Config, new: Config, ignore: tuple[str, ...] = ("parallel", "cluster", "eval", "pairs", "sft", "recipe")) -> list[str]:
     """Keys that differ, as `phase.train_steps: 300 -> 400`; groups in `ignore` may change between runs of one directory."""
 
     def walk(a: object, b: object, path: str) -> Iterator[str]:

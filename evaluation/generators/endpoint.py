@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 from evaluation.generators import Chat, Decoding, Generation, Likelihood, cut
@@ -51,12 +52,16 @@ class EndpointGenerator:
 
     def __init__(self, cfg: EndpointConfig, clock: Clock = Clock()):
         """Raises InputError for settings that can't be; asks nothing yet."""
-        if not cfg.url or not cfg.url.startswith(("http://", "https://")) or not cfg.model:
-            raise InputError(f"endpoint {cfg.url}, model {cfg.model}: give an address as in http://host:8000/v1 and the model's name")
+        url = _address(cfg.url)
+        if not url.startswith(("http://", "https://")) or not cfg.model:
+            raise InputError(
+                f"endpoint {cfg.url}, model {cfg.model}: give an address as in http://host:8000/v1, or the file that slurm/serve.sbatch "
+                "writes it to once the server is ready, and the model's name"
+            )
         if min(cfg.concurrency, cfg.attempts) < 1 or cfg.timeout <= 0 or min(cfg.requests_per_minute, cfg.tokens_per_minute) < 0:
             raise InputError("an endpoint's concurrency and attempts are at least 1, its timeout is above 0, its limits are not negative")
         self.cfg, self.name = cfg, cfg.model
-        self.url = cfg.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self.identity = digest(cfg.url, cfg.model)
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()  # of single requests, by reason
@@ -244,6 +249,12 @@ class EndpointGenerator:
             pass  # not JSON, which is no more than words
         said = " ".join(said.split())
         return (said.replace(self._key, "***") if self._key else said)[:300], code
+
+
+def _address(url: str | None) -> str:
+    """What a file holds, where `url` names one: it is the same at each start of a server, whose node is not."""
+    path = Path(url or "")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else url or ""
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -48,7 +48,7 @@ def training_dataset(
         return prompts(Path(cfg.phase.file or folder / "rl" / "train.jsonl"), tokenizer, longest, cfg.seed)
     if cfg.phase.dataset == "documents":
         return BlendedDocuments(folder / "cpt", tokenizer.eos_token_id, cfg.phase.seq_length, cfg.seed, num_rows)
-    return packed_chats(folder / "sft" / "train.jsonl", tokenizer, cfg.phase.seq_length, cfg.seed, num_rows)
+    return packed_chats(Path(cfg.phase.file or folder / "sft" / "train.jsonl"), tokenizer, cfg.phase.seq_length, cfg.seed, num_rows)
 
 
 class BlendedDocuments:

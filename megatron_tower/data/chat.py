@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megatron_tower.config import InputError
+from megatron_tower.data.jsonl import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[dict[str, str]]
+FORM = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,22 @@ FORMATS = {
     "llama": ChatFormat("</s>", "</s>", "<s>", "<unk>", ("<|im_start|>", "<|im_end|>"), "{{ bos_token }}" + _CHATML),  # Tower v1, EuroLLM
 }
 LLAMA3 = ChatFormat("<|end_of_text|>", "<|end_of_text|>", "<|begin_of_text|>", None, ("<|start_header_id|>", "<|eot_id|>"), _LLAMA3)
+
+
+def conversation(row: Row, place: str) -> list[dict[str, str]]:
+    """The turns of a row; raises InputError for one that is no conversation which ends with an answer."""
+    try:
+        messages = row["messages"]
+        roles = [message["role"] for message in messages]
+        texts = [message["content"] for message in messages]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{place}: no messages with role and content; each line must look like {FORM}") from error
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or len(turns) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
+        raise InputError(f"{place}: roles are {roles}; user and assistant must take turns, the assistant last")
+    if blank := next((roles[i] for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()), None):
+        raise InputError(f"{place}: the {blank} turn has no text; drop the line or fill it in")
+    return messages
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> tuple[list[int], list[int]]:

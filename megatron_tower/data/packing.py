@@ -19,7 +19,6 @@ from megatron_tower.data.sequences import Encoded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORM = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 OPEN_ROWS = 64  # rows that may still be filled; more would fill better, and slower
 
 
@@ -98,25 +97,10 @@ class PackedChats:
 def read_chats(path: Path) -> list[list[dict[str, str]]]:
     """The conversations of a JSONL file; raises InputError with file and line for one that is malformed, and for an empty file."""
     missing = "run python -m tools.prepare_data, or set data.folder to a prepared folder"
-    conversations = [_conversation(row, place) for place, row in jsonl.read(path, missing, FORM)]
+    conversations = [chat.conversation(row, place) for place, row in jsonl.read(path, missing, chat.FORM)]
     if not conversations:
         raise InputError(f"{path} is empty: there is nothing to train on; raise data.sft_examples or bring examples")
     return conversations
-
-
-def _conversation(row: jsonl.Row, place: str) -> list[dict[str, str]]:
-    try:
-        messages = row["messages"]
-        roles = [message["role"] for message in messages]
-        texts = [message["content"] for message in messages]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{place}: no messages with role and content; each line must look like {FORM}") from error
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or len(turns) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
-        raise InputError(f"{place}: roles are {roles}; user and assistant must take turns, the assistant last")
-    if blank := next((roles[i] for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()), None):
-        raise InputError(f"{place}: the {blank} turn has no text; drop the line or fill it in")
-    return messages
 
 
 def packed_chats(path: Path, tokenizer: "PreTrainedTokenizerBase", seq_length: int, seed: int, num_rows: int) -> PackedChats:

@@ -66,6 +66,7 @@ def _quality(pair: Pair, others: Sequence[Pair], rng: random.Random) -> Example 
 Task = Callable[[Pair, Sequence[Pair], random.Random], Example | None]
 # Of the translation-related examples.   ours
 SHARES: dict[Task, float] = {_translation: 0.7, _numbers: 0.06, _casing: 0.06, _post_edit: 0.06, _ranking: 0.06, _quality: 0.06}
+KINDS: dict[str, Task] = {task.__name__.removeprefix("_"): task for task in SHARES}
 
 
 def generate(pairs: Sequence[Pair], count: int, seed: int, held: HeldOut) -> list[Example]:
@@ -75,12 +76,12 @@ def generate(pairs: Sequence[Pair], count: int, seed: int, held: HeldOut) -> lis
     examples: list[Example] = []
     for task, number in wanted.items():
         rng = random.Random(f"{seed}/{task.__name__}")
-        examples += islice(_stream(task, pairs, rng, held), number)
+        examples += (example for _, example in islice(stream(task, pairs, rng, held), number))
     return examples
 
 
-def _stream(task: Task, pairs: Sequence[Pair], rng: random.Random, held: HeldOut) -> Iterator[Example]:
-    """Twice over the pairs in random order, each example once."""
+def stream(task: Task, pairs: Sequence[Pair], rng: random.Random, held: HeldOut) -> Iterator[tuple[Pair, Example]]:
+    """Twice over the pairs in random order, each example once, with the pair that it is made from."""
     by_locale: dict[str, list[Pair]] = {}
     for pair in pairs:
         by_locale.setdefault(pair.locale, []).append(pair)
@@ -90,7 +91,7 @@ def _stream(task: Task, pairs: Sequence[Pair], rng: random.Random, held: HeldOut
             example = task(pair, by_locale[pair.locale], rng)
             if example and example.prompt not in seen and not held.leaks(example.prompt) and not held.leaks(example.answer):
                 seen.add(example.prompt)
-                yield example
+                yield pair, example
 
 
 def _worse(pair: Pair, others: Sequence[Pair], rng: random.Random) -> str | None:

@@ -40,16 +40,21 @@ def check(cfg: PairsConfig, items: Sequence[Item]) -> None:
         raise InputError(f"pairs.scorer={cfg.scorer} is unknown: use one of {', '.join(SCORERS)}")
     if cfg.scorer != "rewards" and not cfg.scorer_path:
         raise InputError(f"pairs.scorer={cfg.scorer} needs pairs.scorer_path: the folder of its checkpoint")
-    for name in FILES[cfg.scorer]:
-        if not (Path(cfg.scorer_path) / name).is_file():
-            raise InputError(f"pairs.scorer_path={cfg.scorer_path} has no {name}: name the folder of a downloaded {cfg.scorer} checkpoint")
-    if cfg.scorer == "reward_model" and not list(Path(cfg.scorer_path).glob("*.safetensors")):
-        raise InputError(f"pairs.scorer_path={cfg.scorer_path} has no safetensors, and pickled weights are not loaded: convert them first")
+    check_folder(cfg.scorer, cfg.scorer_path, "pairs.scorer_path")
     if cfg.scorer == "comet":
         needed = ["source", "reference"] if hparams(Path(cfg.scorer_path))["class_identifier"] in NEEDS_REFERENCE else ["source"]
         for row, item in enumerate(items):
             if lacking := [name for name in needed if not _part(item, name)]:
                 raise InputError(f"item {row} has no {lacking[0]} in its check, which pairs.scorer=comet needs: drop it from pairs.items")
+
+
+def check_folder(scorer: str, folder: str | None, key: str) -> None:
+    """Raise InputError, which names the folder by its config key, where it is none of such a scorer."""
+    for name in FILES[scorer]:
+        if not (Path(folder) / name).is_file():
+            raise InputError(f"{key}={folder} has no {name}: name the folder of a downloaded {scorer} checkpoint")
+    if scorer == "reward_model" and not list(Path(folder).glob("*.safetensors")):
+        raise InputError(f"{key}={folder} has no safetensors, and pickled weights are not loaded: convert them first")
 
 
 def fingerprint(cfg: PairsConfig) -> str | None:
@@ -117,28 +122,37 @@ def load_comet(folder: Path) -> "CometModel":
 
 
 def _reward_model(cfg: PairsConfig, asked: Asked) -> list[Verdict]:
+    return reward_model(Path(cfg.scorer_path))(asked, cfg.batch_size)
+
+
+def reward_model(folder: Path) -> Callable[[Asked, int], list[Verdict]]:
+    """(items with answers, size of a batch) -> verdicts, by a model that is loaded once; an item's prompt may be a chat."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from megatron_tower.runtime.distributed import device
 
     local = {"local_files_only": True, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(cfg.scorer_path, **local)
-    model = AutoModelForSequenceClassification.from_pretrained(cfg.scorer_path, use_safetensors=True, torch_dtype="auto", **local)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, torch_dtype="auto", **local)
     if model.config.num_labels != 1 or tokenizer.chat_template is None:
         raise InputError(
-            f"pairs.scorer_path={cfg.scorer_path}: a reward model has one output and a chat template, this one has "
+            f"{folder}: a reward model has one output and a chat template, this one has "
             f"{model.config.num_labels} and {'none' if tokenizer.chat_template is None else 'one'}"
         )
     model = model.to(device()).eval()
 
     def scores(batch: Asked) -> "Tensor":
-        chats = [[{"role": "user", "content": item["prompt"]}, {"role": "assistant", "content": answer}] for item, answer in batch]
+        chats = [[*_turns(item["prompt"]), {"role": "assistant", "content": answer}] for item, answer in batch]
         texts = tokenizer.apply_chat_template(chats, tokenize=False)
         encoded = tokenizer(texts, add_special_tokens=False, padding=len(texts) > 1, return_tensors="pt").to(device())
         return model(**encoded).logits[:, 0]
 
     # Without a padding token the model can't tell where a shorter row ends.
-    return _in_batches(scores, asked, cfg.batch_size if model.config.pad_token_id is not None else 1)
+    return lambda asked, size: _in_batches(scores, asked, size if model.config.pad_token_id is not None else 1)
+
+
+def _turns(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _in_batches(scores: Callable[[Asked], "Tensor"], asked: Asked, size: int) -> list[Verdict]:

@@ -15,6 +15,7 @@ ROOMS = (
     "step_time",
     "checks",
     "config_data",
+    "config_sft",
     "config",
     "command",
     "runtime",

@@ -264,3 +264,17 @@ def test_no_server_at_all() -> None:
         pass
     found = ask(opened(server, attempts=2), ["a"])
     assert found["a"].problem == "connection at the last of 2 attempts"
+
+
+def test_an_address_may_lie_in_a_file_that_another_job_writes(tmp_path: Path) -> None:
+    path = tmp_path / "model.url"
+    with pytest.raises(InputError, match=r"slurm/serve\.sbatch"):
+        EndpointGenerator(EndpointConfig(str(path), "m"))
+    identities = set()
+    for _ in range(2):  # another node, the same model: what it said is not asked again
+        with Server(scripted) as server:
+            path.write_text(server.url + "\n")
+            generator = EndpointGenerator(EndpointConfig(str(path), "m"))
+            assert ask(generator, ["hello"])["hello"].text == "hello"
+            identities.add(generator.identity)
+    assert len(identities) == 1

@@ -1,0 +1,438 @@
+"""The SFT set: which prompts are asked, which answer is kept, the shares, what a rerun asks, and what a server that misbehaves costs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from evaluation.generators import Decoding, endpoint
+from evaluation.generators.endpoint import EndpointGenerator
+from evaluation.replies import Replies
+from evaluation.selection import Best, best, candidates
+from evaluation.store import Store
+from evaluation.tasks import taught
+from megatron_tower.config import CONF, Config, InputError
+from megatron_tower.config_sft import EndpointConfig, SftConfig
+from megatron_tower.data.pair import key
+from tests.unit.misbehaving_server import Server
+from tools import build_sft
+
+TASKS = {
+    "gec": {"sentence": "He go home {}.", "corrections": ["He goes home {}.", "He went home {}."], "language": "en"},
+    "ner": {"text": "Ada {} lives in Rome.", "entities": [{"text": "Rome", "type": "LOC"}], "language": "en"},
+    "pii": {
+        "text": "Write to Ann {0} at ann{0}@example.org, Ann.",
+        "entities": [{"text": "Ann", "type": "NAME"}, {"text": "ann{0}@example.org", "type": "EMAIL"}],
+        "language": "en",
+    },
+    "ape": {"source": "Sea {}", "mt": "Meere {}", "post_edit": "Meer {}", "source_locale": "en", "target_locale": "de_DE"},
+    "mt_evaluation": {"source": "House {}", "target": "Haus {}", "score": 1, "lp": "en-de"},
+    "mt_ranking": {"source": "Dog {}", "target": "Hund {}", "score": 1, "lp": "en-de"},
+}
+PAIR = {"source": "The river number {} is long.", "target": "Der Fluss Nummer {} ist lang.", "target_locale": "de_DE"}
+GOOD = "Some thought.\nReasoning: 4\nReadability: 5"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "BACK_OFF", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def filled(value: object, number: int) -> object:
+    if isinstance(value, str):
+        return value.format(number)
+    if isinstance(value, dict):
+        return {name: filled(one, number) for name, one in value.items()}
+    return [filled(one, number) for one in value] if isinstance(value, list) else value
+
+
+def write(path: Path, *rows: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def graded(prompt: str) -> str:
+    """The message that a judge's prompt holds."""
+    return prompt.split("<message ")[1].split(">\n", 1)[1].split("\n</message ")[0]
+
+
+class Setting:
+    """A folder of pools and of text for all tasks; `sft` is what a file of conf/sft says over them, beside conf/sft/tower_plus.yaml."""
+
+    def __init__(self, folder: Path, prompts: int = 12) -> None:
+        self.folder, self.output = folder, folder / "set"
+        write(folder / "pools" / "a.jsonl", *({"prompt": f"Question {n}?"} for n in range(prompts)))
+        for name, row in TASKS.items():
+            made = [filled(row, number) for number in range(30)]
+            if name.startswith("mt_"):
+                made += [one | {"target": f"{one['target']} schlecht", "score": 0} for one in made]
+            write(folder / "tasks" / f"{name}.jsonl", *made)
+        write(folder / "pairs.jsonl", *(filled(PAIR, number) for number in range(60)))
+        self.sft = {
+            "output": str(self.output),
+            "pools": {"a": self.text("pools/a.jsonl", "CC0-1.0")},
+            "pairs": self.text("pairs.jsonl", "MIT"),
+            "tasks": {name: {"text": self.text(f"tasks/{name}.jsonl", "BSD-3-Clause")} for name in TASKS},
+            "answers": {},
+        }
+
+    def text(self, path: str, licence: str) -> dict:
+        return {"files": [str(self.folder / path)], "licence": licence, "origin": "here"}
+
+    def model(self, name: str, server: Server, **options: object) -> None:
+        self.sft["answers"][name] = {"url": server.url, "model": name, "attempts": 3, "timeout": 2.0} | options
+
+    def judge(self, server: Server, **options: object) -> None:
+        self.sft["judge"] = {"url": server.url, "model": "j", "attempts": 3, "timeout": 2.0} | options
+
+    @property
+    def config(self) -> Config:
+        found = OmegaConf.merge(OmegaConf.structured(SftConfig), OmegaConf.load(CONF / "sft" / "tower_plus.yaml"), self.sft)
+        return Config(sft=OmegaConf.to_object(found), run_dir=str(self.folder))
+
+    @property
+    def line(self) -> list[str]:
+        """The same as a command line."""
+        (self.folder / "sft").mkdir(exist_ok=True)
+        (self.folder / "sft" / "mine.yaml").write_text(json.dumps({"defaults": ["tower_plus"]} | self.sft))
+        return ["--config-dir", str(self.folder), "sft=mine"]
+
+    def run(self) -> dict:
+        build_sft.build(self.config)
+        return json.loads((self.output / "manifest.json").read_text())
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Setting:
+    """One model, no judge, no tasks around translation."""
+    setting = Setting(tmp_path)
+    setting.sft |= {"translation_share": 0, "judge": None}
+    return setting
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+
+    from tests.unit.comet_folders import encoder_folder
+
+    folder = encoder_folder(tmp_path_factory.mktemp("reward"), ["Question one two three answer of alpha beta Be brief"])
+    torch.manual_seed(2)
+    model = XLMRobertaForSequenceClassification(XLMRobertaConfig.from_pretrained(folder))
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_from_pools_to_a_set_that_training_reads(tmp_path: Path, reward_model: Path) -> None:
+    setting = Setting(tmp_path, prompts=60)
+    write(
+        tmp_path / "pools" / "b" / "more.jsonl",
+        {"prompt": "question  2?"},  # a's, but for case and space
+        {"prompt": "Tell me: Natalia sold clips to forty eight of her friends in April and then half as many in May, how many?"},
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief"},
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Ho"},
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "One"},
+                {"role": "assistant", "content": "Two"},
+                {"role": "user", "content": "Three"},
+                {"role": "assistant", "content": "theirs"},
+            ],
+            "locale": "en",
+        },
+    )
+    gsm = write(tmp_path / "gsm.jsonl", {"q": "Natalia sold clips to forty-eight of her friends in April, and then half as many in May."})
+    setting.sft["pools"]["b"] = setting.text("pools/b/*.jsonl", "ODC-BY-1.0")
+    setting.sft |= {"decontaminate": [str(gsm)], "reward_model": str(reward_model), "samples": 2}
+
+    def judge(prompt: str, attempt: int) -> str:
+        kinds = {"Question 3?": "Reasoning: 1\nReadability: 5", "Question 4?": "Reasoning: 4\nReadability: 2", "Question 5?": "Good: 5"}
+        if graded(prompt) == "Question 6?" and attempt == 1:
+            return "Reasoning: four\nReadability: 5"
+        return kinds.get(graded(prompt), GOOD)
+
+    def alpha(prompt: str, attempt: int) -> str:
+        return {"Question 7?": "!long on and on", "Question 8?": "!empty"}.get(prompt, f"alpha {attempt % 2} of {prompt}")
+
+    with Server(judge) as first, Server(alpha) as second, Server(lambda p, n: "!long no end" if p == "Question 7?" else "beta") as third:
+        setting.judge(first, input_price=1.0)
+        setting.model("alpha", second, input_price=10.0, output_price=100.0)
+        setting.model("beta", third)
+        told = setting.run()
+        asked = [server.asked.total() for server in (first, second, third)]
+        made, text = rows(setting.output / "train.jsonl"), (setting.output / "train.jsonl").read_bytes()
+        assert setting.run()["cost"] == told["cost"] and (setting.output / "train.jsonl").read_bytes() == text
+        assert [server.asked.total() for server in (first, second, third)] == asked
+    good = 60 - 4 + 2
+    assert asked[0] == 62 + 2 and asked[1] == asked[2] == 2 * (good + 1)  # a second try at 5 and 6; 7 is asked, and has no answer
+    assert told["pools"] == {
+        "a": {"read": 60, "kept": 56, "low reasoning": 1, "low readability": 1, "grade: unparsable": 1, "no answer": 1},
+        "b": {"read": 4, "duplicate": 1, "contaminated": 1, "kept": 2},
+    }
+    assert told["answers_left_out"] == {"alpha": {"cut at its length": 2, "empty": 2}, "beta": {"cut at its length": 2, "repeated": good}}
+    assert told["cost"]["judge"]["j"]["price"] == pytest.approx(asked[0] * 10 / 1e6)
+    assert told["cost"]["answers"]["alpha"] == {
+        "replies": 118,
+        "prompt_tokens": 1180,
+        "tokens": 590,
+        "without a count of tokens": 0,
+        "price": pytest.approx((1180 * 10 + 590 * 100) / 1e6),
+    }
+    general, around = ([row for row in made if row["task"] == task] for task in ("general", "translation"))
+    assert (len(general), len(around)) == (good, round(good * 0.22 / 0.78))
+    assert told["translation_share"] == pytest.approx(0.22, abs=0.5 / len(made)) and all(told["stages"].values())
+    assert sum(told["stages"].values()) == len(around) and Counter(row["kind"] for row in around) == told["tasks"]
+    chosen_by_hand(reward_model, general)
+    by = {row["id"]: row for row in general}
+    assert by["b/more.jsonl:3"]["messages"][:2] == [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}]
+    assert [turn["content"] for turn in by["b/more.jsonl:4"]["messages"][:3]] == ["One", "Two", "Three"]
+    assert (by["b/more.jsonl:4"]["licence"], by["b/more.jsonl:4"]["locale"], by["a/a.jsonl:1"]["licence"]) == (
+        "ODC-BY-1.0",
+        "en",
+        "CC0-1.0",
+    )
+    assert len({row["id"] for row in made}) == len(made) == len({key(row["messages"][-2]["content"]) for row in made})
+    assert "Question 7?" not in text.decode() and "Natalia" not in text.decode()
+
+
+def chosen_by_hand(folder: Path, general: list[dict]) -> None:
+    """Each answer has the highest of the rewards that a plain forward pass gives, and leads by its margin."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    won = Counter()
+    for row in general:
+        *chat, said = row["messages"]
+        offered = [f"alpha {n} of {chat[-1]['content']}" for n in (1, 0)] * (chat[-1]["content"] != "Question 8?") + ["beta"]
+        with torch.inference_mode():
+            texts = ["".join(f"<s>{turn['content']}</s>" for turn in chat) + f"<s>{answer}</s>" for answer in offered]
+            rewards = [model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item() for text in texts]
+        assert said["content"] == offered[rewards.index(max(rewards))] and row["reward"] == pytest.approx(max(rewards), abs=1e-4)
+        ranked = sorted(rewards, reverse=True)
+        assert row["margin"] == (pytest.approx(ranked[0] - ranked[1], abs=1e-4) if len(ranked) > 1 else None)
+        assert row["model"] == said["content"].split()[0]
+        won[row["model"]] += 1
+    assert len(won) == 2, "one model always wins: the test shows little"
+
+
+def test_the_best_answer_and_ties_by_order() -> None:
+    left_out: Counter = Counter()
+    said = [
+        ("a", "one", "stop"),
+        ("a", " one ", "stop"),
+        ("a", "cut", "length"),
+        ("b", " ", "stop"),
+        ("b", "two", "stop"),
+        ("c", "3", "stop"),
+    ]
+    found = candidates([{"model": model, "text": text, "finish": finish} for model, text, finish in said], left_out)
+    assert found == {"one": "a", "two": "b", "3": "c"}
+    assert left_out == {("a", "repeated"): 1, ("a", "cut at its length"): 1, ("b", "empty"): 1}
+    assert best(found, {"one": 1.0, "two": 2.0, "3": 2.0}, left_out) == Best("two", "b", 2.0, 0.0)
+    assert best(found, {"one": -1.0, "two": None, "3": -4.0}, left_out) == Best("one", "a", -1.0, 3.0)
+    assert left_out["b", "without a reward"] == 1
+    assert best({"one": "a"}, {"one": None}, left_out) is None and best({}, None, left_out) is None
+    assert best({"one": "a"}, None, left_out) == Best("one", "a", None, None)
+
+
+TROUBLE = ("!500", "!later 0.01", "!half", "!malformed", "!shapeless", "!hangup", "!slow", "!filtered")
+
+
+def test_a_server_that_misbehaves_costs_no_answer_that_came(alone: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each trouble passes at the second attempt for even questions and never for odd ones, which are noted and asked by the next run."""
+    healed = False
+
+    def answer(prompt: str, attempt: int) -> str:
+        number = int(prompt.split()[1].rstrip("?"))
+        trouble = TROUBLE[number // 2 % len(TROUBLE)]
+        passing = trouble != "!filtered" and number % 2 == 0
+        return trouble if not healed and (number % 2 or (passing and attempt == 1)) else f"answer {number}"
+
+    write(alone.folder / "pools" / "a.jsonl", *({"prompt": f"Question {n}?"} for n in range(16)))
+    with Server(answer) as server:
+        alone.model("m", server, timeout=0.3, concurrency=16)
+        told = alone.run()
+        assert {row["messages"][1]["content"] for row in rows(alone.output / "train.jsonl")} == {f"answer {n}" for n in range(0, 16, 2)}
+        assert told["failures"] == {
+            "m": {"429": 1, "500": 1, "connection": 1, "content_filter": 1, "half body": 1, "malformed": 2, "timeout": 1}
+        }
+        assert told["pools"]["a"] == {"read": 16, "no answer": 8, "kept": 8}
+        assert "run it again" in capsys.readouterr().out
+        before, healed = server.asked.copy(), True
+        told = alone.run()
+        assert server.asked - before == Counter(f"Question {n}?" for n in range(1, 16, 2)) and not told["failures"]
+    assert len(rows(alone.output / "train.jsonl")) == 16 and told["cost"]["answers"]["m"]["replies"] == 16
+
+
+def test_a_model_that_refuses_ends_it_and_the_others_replies_stay(alone: Setting, tmp_path: Path) -> None:
+    with Server(lambda prompt, attempt: "fine") as good, Server(lambda prompt, attempt: "!error 401 wrong key") as bad:
+        with Store(tmp_path / "answers.jsonl") as store:
+            models = {n: EndpointGenerator(EndpointConfig(s.url, n, attempts=2)) for n, s in (("good", good), ("bad", bad))}
+            replies = Replies(models, store, Decoding(20), 1)
+            chats = [[{"role": "user", "content": f"{n}"}] for n in range(500)]
+            with pytest.raises(InputError, match="401"):
+                replies.ask(chats)
+            kept = len(store)
+            assert not any(store[key]["model"] == "bad" for key in store)
+            assert len(replies.missing("good", chats, replies.decodings[0])) == 500 - kept
+        assert bad.asked.total() == 1 and good.asked.total() - kept <= 2 * 16
+
+
+def test_killed_midway_nothing_stored_is_asked_again(alone: Setting) -> None:
+    write(alone.folder / "pools" / "a.jsonl", *({"prompt": f"Question {n}?"} for n in range(80)))
+
+    def slowly(reply: Callable[[str], str]) -> Callable[[str, int], str]:
+        return lambda prompt, attempt: time.sleep(0.03) or reply(prompt)
+
+    with Server(slowly(lambda prompt: GOOD)) as judge, Server(slowly(lambda prompt: f"to {prompt}")) as server:
+        alone.judge(judge, concurrency=4)
+        alone.model("m", server, concurrency=4, output_price=1.0)
+        path = alone.output / "answers.jsonl"
+        run = subprocess.Popen([sys.executable, "-m", "tools.build_sft", *alone.line], env=os.environ)
+        until = time.monotonic() + 90
+        while not (path.is_file() and path.read_bytes().count(b"\n") >= 20) and run.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+        stored, total = path.read_bytes().count(b"\n"), server.asked.total()
+        assert 20 <= stored < 80 and total - stored <= 4 + 1 and not (alone.output / "train.jsonl").exists()
+        told = alone.run()
+        assert server.asked.total() - total == 80 - stored and judge.asked.total() == 80
+    assert told["cost"]["answers"]["m"] | {"price": 0} == {
+        "replies": 80, "prompt_tokens": 800, "tokens": 400, "without a count of tokens": 0, "price": 0
+    }  # fmt: skip
+    assert told["cost"]["judge"]["j"]["replies"] == 80 and told["cost"]["answers"]["m"]["price"] == pytest.approx(400 / 1e6)
+    assert len(rows(alone.output / "train.jsonl")) == 80
+
+
+def test_a_dry_run_asks_nothing_and_counts_what_is_missing(alone: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    alone.sft["dry_run"] = True
+    with Server(lambda prompt, attempt: "fine") as server:
+        alone.model("m", server, output_price=1_000_000)
+        build_sft.build(alone.config)
+        assert server.asked.total() == 0 and not (alone.output / "train.jsonl").exists()
+        told = capsys.readouterr().out
+        assert "m m: at most 12 requests" in told and f"12 prompts; {12 * build_sft.ANSWER_TOKENS}.00 in all" in told
+        alone.sft["dry_run"] = False
+        alone.run()
+        write(alone.folder / "pools" / "a.jsonl", *({"prompt": f"Question {n}?"} for n in range(15)))
+        alone.sft["dry_run"] = True
+        build_sft.build(alone.config)
+        assert "at most 3 requests" in capsys.readouterr().out and server.asked.total() == 12
+
+
+def test_a_number_of_examples_is_kept_to_or_refused(alone: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    alone.sft |= {"translation_share": 0.5, "examples": 21}
+    with Server(lambda prompt, attempt: "!empty" if prompt == "Question 0?" else "fine") as server:
+        alone.model("m", server)
+        told = alone.run()
+        assert (told["examples"], told["translation_share"], told["pools"]["a"]["kept"]) == (21, round(10 / 21, 4), 11)
+        for examples, said in (
+            (24, "11 of 12 prompts have a good answer, 12 are needed"),
+            (26, "12 prompts of 13"),
+        ):
+            alone.sft["examples"] = examples
+            with pytest.raises(InputError, match=said):
+                alone.run()
+        alone.sft["examples"] = 21
+        write(alone.folder / "tasks" / "gec.jsonl", filled(TASKS["gec"], 1))
+        alone.sft["tasks"]["gec"]["share"] = 0.5
+        before = server.asked.total()
+        with pytest.raises(InputError, match=r"sft\.tasks\.gec lacks \d of the \d"):
+            alone.run()
+        assert server.asked.total() == before and told["sha256"] == json.loads((alone.output / "manifest.json").read_text())["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"prompt": " "}', r'a\.jsonl:1: "prompt" must be a text'),
+        ("{", r"a\.jsonl:1: not JSON"),
+        ("[1]", r"a\.jsonl:1: a JSON list"),
+        ('{"messages": "x"}', r"a\.jsonl:1: no user turn"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', r"a\.jsonl:1: no user turn"),
+        ('{"messages": [{"role": "user", "content": ""}]}', r"a\.jsonl:1: the user turn has no text"),
+        ('{"messages": [{"role": "tool", "content": "x"}, {"role": "user", "content": "y"}]}', r"a\.jsonl:1: roles are"),
+        ('{"messages": [{"role": "user"}]}', r"a\.jsonl:1: no messages with role and content"),
+    ],
+)
+def test_a_bad_prompt_is_one_sentence_and_nothing_is_asked(row: str, said: str, alone: Setting) -> None:
+    (alone.folder / "pools" / "a.jsonl").write_text(row + "\n")
+    with Server(lambda prompt, attempt: "fine") as server:
+        alone.model("m", server)
+        with pytest.raises(InputError, match=said) as told:
+            alone.run()
+        assert server.asked.total() == 0 and "\n" not in str(told.value) and not alone.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("sft", "said"),
+    [
+        ({"samples": 2}, "sft.reward_model is not set"),
+        ({"samples": 2, "temperature": 0}, "are all the same"),
+        ({"reward_model": "nowhere"}, r"sft\.reward_model=nowhere has no config\.json"),
+        ({"judge": {"model": "j", "url": "http://host/v1"}, "minimum": {"readability": 6}}, "a grade from 1 to 5"),
+        ({"translation_share": 0.2, "tasks": {"taste": {"share": 1}}}, r"sft\.tasks\.taste is unknown"),
+        ({"translation_share": 0.2, "tasks": {"gec": {"text": None}}}, r"sft\.tasks\.gec\.text is not set"),
+        ({"translation_share": 0.2, "pairs": None}, r"sft\.tasks\.translation is made from pairs"),
+        ({"translation_share": 1}, "below 1"),
+        ({"decontaminate": ["nowhere.jsonl"]}, r"nowhere\.jsonl is missing"),
+        ({"pools": {"a": {"files": ["nowhere/*.jsonl"]}}}, r"there is no nowhere/\*\.jsonl"),
+        ({"answers": {"m": {"url": "nowhere.url"}}}, "slurm/serve.sbatch"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_sentence(sft: dict, said: str, alone: Setting) -> None:
+    alone.sft["answers"] = {"m": {"model": "m", "url": "http://host/v1"}}
+    alone.sft = OmegaConf.to_container(OmegaConf.merge(alone.sft, sft))
+    with pytest.raises(InputError, match=said):
+        alone.run()
+
+
+def test_answers_of_the_tasks_around_translation(tmp_path: Path) -> None:
+    cfg = Setting(tmp_path).config.sft
+    made = {name: next(iter(taught.from_files(name, cfg.tasks[name].text))) for name in TASKS}
+    assert made["gec"].answer.startswith("He goes home") and made["gec"].prompt.endswith("Corrected:")
+    assert json.loads(made["ner"].answer) == [{"text": "Rome", "type": "LOC"}]
+    assert "@" not in made["pii"].answer and made["pii"].answer.count("[NAME]") == 2 and "at [EMAIL], [NAME]." in made["pii"].answer
+    assert made["ape"].answer.startswith("Meer ") and made["ape"].locale == "de_DE"
+    assert made["mt_evaluation"].answer == ("0" if "schlecht" in made["mt_evaluation"].prompt else "100")
+    shown = dict(line.split(": ", 1) for line in made["mt_ranking"].prompt.splitlines()[2:])
+    assert "schlecht" not in shown[made["mt_ranking"].answer]
+    pairs = taught.read_pairs(cfg.pairs)
+    assert pairs[0].origin == "pairs.jsonl:1" and {pair.locale for pair in pairs} == {"de_DE"}
+    assert next(taught.from_pairs("translation", pairs, "MIT", 1, 7)).id.startswith("translation/pairs.jsonl:")
+    assert taught._shared(7, {"a": 1, "b": 5, "c": 0.9}) == {"a": 1, "b": 5, "c": 1}
+    for row, said in (
+        ({"source": "a", "target": "b", "source_locale": "fr_FR", "target_locale": "de_DE"}, "must be en"),
+        ({"source": "a", "target": "b", "target_locale": "zz"}, r"pairs\.jsonl:1: language zz"),
+        ({"source": "a", "target_locale": "de_DE"}, '"target" must be'),
+    ):
+        write(tmp_path / "pairs.jsonl", row)
+        with pytest.raises(InputError, match=said):
+            taught.read_pairs(cfg.pairs)
+    write(tmp_path / "tasks" / "gec.jsonl", {"sentence": "x"})
+    with pytest.raises(InputError, match=r"sft\.tasks\.gec\.text: .*gec\.jsonl: gec, row 1"):
+        list(taught.from_files("gec", cfg.tasks["gec"].text))
