@@ -60,10 +60,11 @@ def build(cfg: Config) -> None:
     general = wanted.examples - len(around) if around is not None else len(prompts)
     if len(prompts) < max(general, 1):
         raise InputError(f"sft.pools have {len(prompts)} prompts of {general} that sft.examples={wanted.examples} asks for: add pools")
+    grader = EndpointGenerator(wanted.judge) if wanted.judge else None
+    models = {name: EndpointGenerator(endpoint) for name, endpoint in wanted.answers.items()}
     left_out: Counter[tuple[str, str]] = Counter()  # answers, by model and reason
     with Store(folder / "judgements.jsonl") as judged, Store(folder / "answers.jsonl") as answered:
-        judge = Judge(EndpointGenerator(wanted.judge), judged) if wanted.judge else None
-        models = {name: EndpointGenerator(endpoint) for name, endpoint in wanted.answers.items()}
+        judge = Judge(grader, judged) if grader else None
         decoding = Decoding(wanted.max_new_tokens, wanted.temperature, wanted.top_p, cfg.seed)
         replies = Replies(models, answered, decoding, wanted.samples)
         if wanted.dry_run:
@@ -76,11 +77,10 @@ def build(cfg: Config) -> None:
         cost = {"judge": spent(judged, {wanted.judge.model: wanted.judge}, "judge") if judge else {}}
         cost["answers"] = spent(answered, wanted.answers, "model")
         failures = replies.failures([prompt.messages for prompt in good])
-        requests = {"judge": judge.generator.summary() if judge else {}} | {name: model.summary() for name, model in models.items()}
+        requests = {"judge": grader.summary() if grader else {}} | {name: model.summary() for name, model in models.items()}
     if around is None:
-        around = taught.mixture(
-            wanted, round(len(found) * wanted.translation_share / (1 - wanted.translation_share)), contaminated, cfg.seed
-        )
+        beside = wanted.translation_share / (1 - wanted.translation_share)
+        around = taught.mixture(wanted, round(len(found) * beside), contaminated, cfg.seed)
     elif len(found) < general:
         raise InputError(
             f"{len(found)} of {len(prompts)} prompts have a good answer, {general} are needed for sft.examples={wanted.examples}: "

@@ -409,6 +409,7 @@ def test_settings_that_cannot_be_are_one_sentence(sft: dict, said: str, alone: S
     alone.sft = OmegaConf.to_container(OmegaConf.merge(alone.sft, sft))
     with pytest.raises(InputError, match=said):
         alone.run()
+    assert not alone.output.exists()
 
 
 def test_answers_of_the_tasks_around_translation(tmp_path: Path) -> None:
