@@ -4,10 +4,8 @@
     gated       y = act(gate) * up  of one tensor [..., gate | up]             keeps that tensor, not act(gate)
 
 With them come its linears, with the norm before them in the same call (models/layer.py), and its RoPE
-(TransformerConfig.apply_rope_fusion; packed rows too, where megatron-core's own cuts a row at each boundary on the host). Leaves out,
-until it can be tried on a card: overlap of tensor-parallel communication (`tp_comm_overlap`: needs TE's user buffers set up once a run, and
-CUDA_DEVICE_MAX_CONNECTIONS=1), CUDA graphs of training (packed rows change their boundaries at each step), weights kept in FP8
-(megatron-core would take its main weights from what they were before ours were loaded). Not run yet on a card.
+(TransformerConfig.apply_rope_fusion; packed rows too, where megatron-core's own cuts a row at each boundary on the host). Leaves out:
+overlap of tensor-parallel communication, CUDA graphs of training, weights kept in FP8 (docs/benchmarks.md says why). Not run yet on a card.
 """
 
 from importlib.util import find_spec

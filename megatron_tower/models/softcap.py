@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor
 
+from megatron_tower.runtime.compiled import one_kernel
+
+
+@one_kernel
+def _cap(logits: Tensor, cap: float) -> None:
+    logits.div_(cap).tanh_().mul_(cap)
+
 
 class _SoftCap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, cap: float) -> Tensor:
-        logits.div_(cap).tanh_().mul_(cap)
+        _cap(logits, cap)
         ctx.mark_dirty(logits)
         ctx.save_for_backward(logits)
         ctx.cap = cap

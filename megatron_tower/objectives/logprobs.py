@@ -9,8 +9,8 @@ a token. They are found from logits, [batch, seq, vocab / tensor-parallel], or f
 chunk, turned into their gradient in place, and dropped: once where the tokens' weights are known beforehand (`weighted_logprob`),
 else in the forward pass and again in the backward pass, unless one chunk holds them all, which is kept.
 
-float32 copies exist of a PIECE of logits at a time. Megatron's own cross entropy subtracts the maximum from float32 logits in place:
-what the caller still holds is spoiled. This leaves them alone.
+float32 copies exist of a PIECE of logits at a time, on a GPU of none (`runtime/compiled.py`). Megatron's own cross entropy subtracts the
+maximum from float32 logits in place: what the caller still holds is spoiled. This leaves them alone.
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_tower.models.head import Gradients, Head, added_to_main_grad
+from megatron_tower.runtime.compiled import fuses, one_kernel
 
 PIECE = 2**25  # logits in float32 at once: 128 MiB
 
@@ -173,9 +174,12 @@ def _over_ranks(terms: list[Tensor], here: Tensor, group: dist.ProcessGroup, ext
 
 def _pieces(logits: Tensor) -> Iterator[slice]:
     """Slices of the sequence, the last dimension but one."""
+    if fuses(logits):
+        yield slice(None)
+        return
     positions = logits.shape[-2]
     step = max(1, PIECE * positions // logits.numel()) if logits.numel() else 1
-    return (slice(start, start + step) for start in range(0, positions, step))
+    yield from (slice(start, start + step) for start in range(0, positions, step))
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
@@ -189,6 +193,7 @@ def _local_terms(logits: Tensor, labels: Tensor, temperature: float, extra: str)
     return [torch.cat(terms, dim=-1) for terms in zip(*parts, strict=True)]
 
 
+@one_kernel
 def _terms(logits: Tensor, labels: Tensor, temperature: float, extra: str) -> tuple[Tensor, Tensor, Tensor]:
     z = _scaled(logits, temperature)
     target, total = z.gather(-1, labels).squeeze(-1), z.logsumexp(-1)
@@ -204,12 +209,22 @@ def _write_gradient(
     """d/d logits of sum grad log p into `out`, which may be `logits`; cap: of what was there before it made logits of that."""
     grad = (grad / temperature).unsqueeze(-1)
     for part in _pieces(logits):
-        into, z = out[..., part, :], _scaled(logits[..., part, :], temperature)
-        slope = None if cap is None else (z * (temperature / cap)).square_().neg_().add_(1.0)
-        piece = torch.sub(z, total[..., part, None], out=into if into.dtype == z.dtype else None)
-        piece.exp_().mul_(-grad[..., part, :])  # -p, times what comes from above
-        piece.scatter_add_(-1, local[..., part, :], (grad[..., part, :] * here[..., part, None]).to(piece.dtype))
-        if slope is not None:
-            piece.mul_(slope)
-        if piece is not into:
-            into.copy_(piece)
+        z, into, index, above = logits[..., part, :], out[..., part, :], local[..., part, :], grad[..., part, :]
+        found = _scaled(z.gather(-1, index), temperature)
+        own = here[..., part, None].to(found.dtype)
+        at_label = above * (own - (found - total[..., part, None]).exp()) * _slope(found, temperature, cap)
+        into.copy_(_elsewhere(z, total[..., part, None], above, temperature, cap))
+        into.scatter_(-1, index, at_label.to(into.dtype))
+
+
+@one_kernel
+def _elsewhere(logits: Tensor, total: Tensor, grad: Tensor, temperature: float, cap: float | None) -> Tensor:
+    """The gradient of logits that are not the label's: -p, times what comes from above."""
+    z = _scaled(logits, temperature)
+    piece = (z - total).exp_().mul_(-grad)
+    return (piece if cap is None else piece.mul_(_slope(z, temperature, cap))).to(logits.dtype)
+
+
+def _slope(z: Tensor, temperature: float, cap: float | None) -> Tensor | float:
+    """Of the soft-cap that made `z` times `temperature`."""
+    return 1.0 if cap is None else (z * (temperature / cap)).square_().neg_().add_(1.0)

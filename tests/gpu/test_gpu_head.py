@@ -10,7 +10,7 @@ from megatron_tower.models import head as heads
 from megatron_tower.objectives.logprobs import token_logprobs, weighted_logprob
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-POSITIONS, HIDDEN, VOCABULARY = 512, 256, 32000
+POSITIONS, HIDDEN, VOCABULARY = 2048, 256, 32000  # as one chunk large enough to be compiled, a hundred at once not
 
 
 class Alone:
@@ -39,6 +39,7 @@ def test_bfloat16_against_float32(monkeypatch: pytest.MonkeyPatch, chunk: int):
     """Both ways, with the weight's gradient in a float32 `main_grad` of which something is there already."""
     labels = torch.randint(VOCABULARY, (1, POSITIONS), generator=torch.Generator().manual_seed(1)).cuda()
     weights = torch.ones(1, POSITIONS, device="cuda")
+    monkeypatch.setattr(heads, "CHUNK", 100 * VOCABULARY)
     exact = made(torch.float32)
     weighted_logprob(exact, labels, weights, exact.group).backward()
     monkeypatch.setattr(heads, "CHUNK", chunk)

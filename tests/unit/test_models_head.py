@@ -1,6 +1,7 @@
 """Objectives on a `Head` against the same on logits: values, gradients, `main_grad`; what is never made, and how often W is multiplied."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import product
 
 import pytest
@@ -21,6 +22,7 @@ from megatron_tower.objectives import logprobs
 from megatron_tower.objectives.causal_lm import CausalLM
 from megatron_tower.objectives.grpo import GRPO
 from megatron_tower.objectives.wpo import WPO
+from megatron_tower.runtime import compiled
 from tests.unit import sequence_objective_cases as cases
 
 HIDDEN, PADDED = 6, cases.VOCABULARY + 4
@@ -94,6 +96,27 @@ def test_bfloat16(single_rank, chunk, monkeypatch: pytest.MonkeyPatch):
             continue
         torch.testing.assert_close(head.weight.grad.double(), exact, rtol=0.02, atol=0.15)
         monkeypatch.setattr(logprobs, "PIECE", 2 * PADDED)
+
+
+@pytest.mark.parametrize("cap", [None, 4.0])
+def test_what_a_gpu_compiles_is_the_same(single_rank, monkeypatch: pytest.MonkeyPatch, cap: float | None):
+    """Traced whole, without a break, and run as the tracer left it; code for the card is the compiler's own affair."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)  # the bridge sets it
+    made = cache(lambda function: torch.compile(function, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(compiled, "_compiled", made)
+    found = []
+    for fused in (False, True):
+        for module in (compiled, logprobs):
+            monkeypatch.setattr(module, "fuses", lambda x, fused=fused: fused)
+        results = []
+        for batch, (objective, known) in product((cases.packed(padding=5), cases.unpacked()), objectives()):
+            head = random_head(batch, torch.float32, cap)
+            terms = objective.loss(head, known(batch))
+            terms.sum.backward()
+            results += [terms.sum.detach(), *terms.stats.values(), head.hidden.grad, head.weight.grad]
+        found.append(results)
+    assert made.cache_info().misses == (2 if cap is None else 3)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 def stepped(model: ModelConfig, way: Callable[[torch.nn.Module, Batch], object], overlap: bool = False, params: str = "float32") -> dict:
