@@ -16,9 +16,7 @@ class SourceConfig:
     fetch: list[str] = field(default_factory=list)  # debian:package, pypi:package==version, hub:org/name@revision:pattern
     locale: str = "en"
     target_locale: str | None = None
-    locales: dict[str, str] = field(
-        default_factory=dict
-    )  # locale -> what the source calls it, e.g. pt_BR: pt-br; `locale` may be among them
+    locales: dict[str, str] = field(default_factory=dict)  # locale -> what the source calls it; `locale` may be among them
     fields: dict[str, str] = field(default_factory=dict)  # ours -> the file's: text, source, target, id, document, a score's name
     licence: str = MISSING
     origin: str = MISSING  # where it comes from, with its version, for the manifest
@@ -52,6 +50,9 @@ class CurationConfig:
     document_tokens: int = 4096  # longest text of translated sentences that follow one another
     sft_pairs: int = 20000  # of each locale that SFT, WPO and GRPO are made from
     workers: int = 0  # processes; 0: one a core
+    part: str = "0/1"  # of the files: that of the first of so many array tasks, which work on the same folders
+    stages: list[str] = field(default_factory=list)  # to run, and no data folder; none named: all, and the folder
+    patience: float = 600.0  # seconds without news after which a task of an array does what another has left
 
 
 @dataclass

@@ -3,8 +3,8 @@
     <work>/<stage>-<key>/00012/{what the stage writes, facts.json}
 
 `key` is a digest of all that the stage's output depends on, so a changed setting makes a new folder of the stages that it touches
-and of those after them, and leaves the others. Tasks run as processes here (`run`), or as tasks of a Slurm array, each of which runs
-its part (`part`). A worker that dies takes its own task with it: the others go on, and the next run does that task again.
+and of those after them, and leaves the others. Tasks run as processes here (`run`), or are shared by the tasks
+of a Slurm array (`share`). A worker that dies takes its own task with it: the others go on, and the next run does that task again.
 Leaves out: what a stage does; removing the folders of settings that nobody asks for any more.
 """
 
@@ -71,7 +71,10 @@ def part(stage: Stage, index: int, count: int) -> list[int]:
 
 
 def run(stage: Stage, workers: int, tasks: Sequence[int] | None = None) -> None:
-    """Do the missing tasks, or those given. Raises InputError, once all others have ended, that names the first that failed and why."""
+    """Do the missing tasks, or those given, `workers` at a time (0: one a core).
+
+    Raises InputError, once all others have ended, that names the first that failed and why.
+    """
     for before in stage.after:
         before.facts()
     todo = stage.missing() if tasks is None else list(tasks)
@@ -79,10 +82,23 @@ def run(stage: Stage, workers: int, tasks: Sequence[int] | None = None) -> None:
         return
     stage.root.mkdir(parents=True, exist_ok=True)
     stage.prepare()
-    failed = _processes(stage, todo, max(1, min(workers, len(todo))))
+    failed = _processes(stage, todo, min(workers or os.cpu_count() or 1, len(todo)))
     if failed:
         task, why = min(failed.items())
         raise InputError(f"{stage.name}: {len(failed)} of {len(todo)} tasks failed, the first is {stage.tasks[task]}: {why}")
+
+
+def share(stage: Stage, workers: int, index: int, count: int, patience: float) -> None:
+    """Do the missing tasks of one of `count` workers, then wait for the others': what they have not begun to finish is done here, too,
+    once nothing new was published for `patience` seconds. Raises InputError as `run` does."""
+    run(stage, workers, part(stage, index, count))
+    left, since = stage.missing(), time.monotonic()
+    while left:
+        time.sleep(min(1.0, patience))
+        if (now := stage.missing()) != left:
+            left, since = now, time.monotonic()
+        elif time.monotonic() - since > patience:
+            run(stage, workers)
 
 
 def total(facts: Sequence[Facts]) -> Facts:
@@ -170,9 +186,10 @@ def _do(stage: Stage, task: int, tell: connection.Connection) -> None:
 
 def _publish(partial: Path, final: Path) -> None:
     """Everything on the disk, then one rename; where another worker was first, its folder stays."""
-    for path in partial.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     try:
         partial.rename(final)
     except OSError:

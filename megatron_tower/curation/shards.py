@@ -42,5 +42,7 @@ def write(path: Path, rows: Iterable[Row]) -> int:
 
 
 def read(path: Path) -> Iterator[Row]:
+    if not path.stat().st_size:  # nothing was written, no frame either
+        return
     with zstd.open(path, "rb") as file:
         yield from map(orjson.loads, file)

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"))
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"))
 _SPACES = re.compile(r"\s+")
 
 
@@ -26,7 +26,7 @@ class Pair:
 
 def plain(text: str) -> str:
     """One line of NFC text: no-break and narrow spaces are spaces, runs of whitespace are one, nothing invisible."""
-    return _SPACES.sub(" ", unicodedata.normalize("NFC", text).translate(_INVISIBLE)).strip()
+    return _SPACES.sub(" ", unicodedata.normalize("NFC", text).translate(INVISIBLE)).strip()
 
 
 def key(text: str) -> str:

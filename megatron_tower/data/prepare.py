@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -30,15 +30,17 @@ if TYPE_CHECKING:
 
 FORMAT = 3  # of the folder; raised when what is written changes
 PARTS = ("monolingual", "parallel", "instruction")
+HOW = ("work", "workers", "part", "stages", "patience")  # of data.curation: they change no byte
 HELD_OUT_GENERAL = 1000
 HELD_OUT_VERIFIABLE = 600
 HELD_OUT_PREFERENCE = 1000
 
 
-def prepare(cfg: Config) -> Path:
+def prepare(cfg: Config, fill: Callable[[Path, Config], dict] | None = None) -> Path:
     """Make `cfg.data.folder`, or find it finished. Returns it.
 
-    Raises InputError for bad settings, a source that can't be had, or a folder made with other settings (nothing is touched).
+    fill: writes all files but the manifest, whose facts it returns; catalogues where none is given. Raises InputError for bad
+    settings, a source that can't be had, or a folder made with other settings (nothing is touched).
     """
     folder = Path(cfg.data.folder)
     settings = _settings(cfg)
@@ -49,7 +51,7 @@ def prepare(cfg: Config) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        facts = _write(partial, cfg)
+        facts = (fill or _write)(partial, cfg)
         manifest.write(partial, {"settings": settings, **facts})
         partial.chmod(0o755)
         try:
@@ -66,6 +68,8 @@ def prepare(cfg: Config) -> Path:
 def _settings(cfg: Config) -> dict:
     """All that decides the bytes of the folder, by the name of its config key."""
     settings = {f"data.{name}": value for name, value in asdict(cfg.data).items() if name not in ("folder", "cache", "name")}
+    if curation := settings["data.curation"]:
+        settings["data.curation"] = {name: value for name, value in curation.items() if name not in HOW}
     own = None
     if cfg.model.hf_folder:
         path = Path(cfg.model.hf_folder) / "tokenizer.json"
@@ -123,23 +127,43 @@ def _write(folder: Path, cfg: Config) -> dict:
         if missing := [code for code in data.locales if not any(pair.locale == code for pair in members)]:
             raise InputError(f"the {side} split has nothing in {missing[0]}: raise data.cldr_per_locale, or move data.held_out")
 
-    general, sft = _sft_examples(data, train, held)
+    general, sft = sft_examples(data, train, held)
     monolingual = corpora.monolingual(train, data.seed)
-    words = _tokenizer(cfg, [text for _, text in monolingual], sft, folder / "tokenizer")
+    words = make_tokenizer(cfg, [text for _, text in monolingual], sft, folder / "tokenizer")
     tokens = _write_cpt(folder / "cpt", data, words, [text for _, text in monolingual], train, general)
+    sets = write_sets(folder, data, words, train, test, held, sft, corpora.monolingual(test, data.seed))
+    return {
+        "sources": [asdict(sources.describe(*wheel)) for wheel in wheels] + [cldr_source()],
+        "removed": {name: dict(sorted(counts.items())) for name, counts in removed.items()},
+        "cpt_tokens": tokens,
+        **sets,
+    }
+
+
+def cldr_source() -> dict:
+    return {"name": "Unicode CLDR through Babel", "version": version("babel"), "licence": "Unicode-3.0, BSD-3-Clause", "sha256": None}
+
+
+def write_sets(
+    folder: Path,
+    data: DataConfig,
+    words: "PreTrainedTokenizerFast",
+    train: list[Pair],
+    test: list[Pair],
+    held: HeldOut,
+    sft: list[Example],
+    held_text: list[tuple[str, str]],
+) -> dict:
+    """SFT examples, prompts, preferences and all that is held out; returns their facts. held_text: (locale, document)."""
     _write_rows(folder / "sft" / "train.jsonl", (example.row() for example in sft))
     asked = [item for item in rl.prompts(data, train, data.rl_prompts, held_out=False) if not _leaks(item, held)]
     _write_rows(folder / "rl" / "train.jsonl", asked)
     preferred = [row for row in rl.preferences(data, train, data.preference_pairs, data.seed) if not _leaks_pair(row, held)]
     _write_rows(folder / "preferences" / "train.jsonl", preferred)
-    held_texts, held_general = _write_held_out(folder / "held_out", data, test)
+    held_texts, held_general = _write_held_out(folder / "held_out", data, test, held_text)
     return {
-        "sources": [asdict(sources.describe(*wheel)) for wheel in wheels]
-        + [{"name": "Unicode CLDR through Babel", "version": version("babel"), "licence": "Unicode-3.0, BSD-3-Clause", "sha256": None}],
         "vocab_size": len(words),
-        "removed": {name: dict(sorted(counts.items())) for name, counts in removed.items()},
         "pairs": {"train": _by_locale(data.locales, train), "held_out": _by_locale(data.locales, test)},
-        "cpt_tokens": tokens,
         "sft": {"examples": len(sft), "tasks": dict(Counter(e.task for e in sft)), "kinds": dict(Counter(e.kind for e in sft))},
         "sft_tokens": sum(len(ids) - 1 for ids, _ in chat.encode_all(words, [example.row()["messages"] for example in sft])),
         "rl": {"prompts": len(asked), "rewards": dict(Counter(item["reward"] for item in asked)), "preferences": len(preferred)},
@@ -147,7 +171,7 @@ def _write(folder: Path, cfg: Config) -> dict:
     }
 
 
-def _sft_examples(data: DataConfig, train: list[Pair], held: HeldOut) -> tuple[list[Example], list[Example]]:
+def sft_examples(data: DataConfig, train: list[Pair], held: HeldOut) -> tuple[list[Example], list[Example]]:
     """General examples for CPT's instruction part, and the SFT mixture in random order."""
     wanted = round(data.sft_examples * data.sft_translation_share)
     instructed = rl.translation(data, train, round(wanted * data.verifiable_share), data.seed + 2)
@@ -171,7 +195,7 @@ def _leaks_pair(row: dict, held: HeldOut) -> bool:
     return any(held.leaks(row[side]) for side in ("prompt", "chosen", "rejected"))
 
 
-def _tokenizer(cfg: Config, texts: list[str], sft: list[Example], folder: Path) -> "PreTrainedTokenizerFast":
+def make_tokenizer(cfg: Config, texts: list[str], sft: list[Example], folder: Path) -> "PreTrainedTokenizerFast":
     """The model's own, or one trained on the training strings, the instructions and the names of the turns."""
     if cfg.model.hf_folder:
         return tokenizer.copy(Path(cfg.model.hf_folder), cfg.model.family, folder)
@@ -198,9 +222,8 @@ def _write_cpt(
     return {part["prefix"]: part["tokens"] for part in blend}
 
 
-def _write_held_out(folder: Path, data: DataConfig, test: list[Pair]) -> tuple[dict[str, int], int]:
+def _write_held_out(folder: Path, data: DataConfig, test: list[Pair], text: list[tuple[str, str]]) -> tuple[dict[str, int], int]:
     """Held-out text as documents like those of training, translations both ways, general instructions."""
-    text = corpora.monolingual(test, data.seed)
     general = instructions.generate(data.instruction_kinds, HELD_OUT_GENERAL, data.seed, held_out=True, share=data.held_out)
     _write_rows(folder / "text.jsonl", _shuffled({"locale": code, "text": document} for code, document in text))
     ways = [
@@ -243,8 +266,8 @@ def _report(folder: Path, facts: dict, seconds: float) -> None:
 
     table = Table("locale", "pairs to train on", "of them CLDR", "held out", title=f"{folder} ({seconds:.0f} s)")
     for code, kinds in facts["pairs"]["train"].items():
-        total, catalogue = sum(kinds.values()), kinds.get("catalogue", 0)
-        table.add_row(code, f"{total:,}", f"{total - catalogue:,}", f"{sum(facts['pairs']['held_out'][code].values()):,}")
+        total, human = sum(kinds.values()), kinds.get("catalogue", 0) + kinds.get("corpus", 0)
+        table.add_row(code, f"{total:,}", f"{total - human:,}", f"{sum(facts['pairs']['held_out'][code].values()):,}")
     console = Console(width=max(Console().width, 100), highlight=False)
     console.print(table)
     removed = {name: sum(counts.values()) for name, counts in facts["removed"].items()}

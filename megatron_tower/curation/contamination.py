@@ -1,0 +1,77 @@
+"""Which texts repeat an evaluation set: a run of 13 words of it, all of a shorter text of it, or a short one as a line of their own.
+
+Texts written without spaces count each character, so twice as many are asked for. The index holds a 64-bit number a run.
+Leaves out: paraphrases and translations of an evaluation set.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from megatron_tower.curation.shingles import runs, word_hashes
+from megatron_tower.data import jsonl
+from megatron_tower.data.pair import key
+from megatron_tower.data.split import words
+
+SHORTEST = 5  # words; shorter texts ("Save the page") are part of ordinary language
+
+
+class Contamination:
+    """texts[i] is told by its index i. `among(*texts)`: which of them these repeat."""
+
+    def __init__(self, texts: Sequence[str], n: int) -> None:
+        found: dict[int, list[tuple[np.ndarray, int]]] = {}
+        self.lines: dict[int, int] = {}  # of short texts
+        for index, text in enumerate(texts):
+            hashes = word_hashes(text)
+            if len(hashes) < SHORTEST:
+                self.lines.setdefault(_line(text), index)
+                continue
+            length = min(len(hashes), 2 * n if _unspaced(text) else n)
+            found.setdefault(length, []).append((runs(hashes, length), index))
+        self.runs = {length: _sorted(of) for length, of in found.items()}
+
+    def among(self, *texts: str) -> set[int]:
+        """Of several evaluation texts that share a run, the first."""
+        told: set[int] = set()
+        for text in texts:
+            if self.lines:
+                told.update(self.lines[line] for line in map(_line, text.split("\n")) if line in self.lines)
+            hashes = word_hashes(text) if self.runs else None
+            for length, (known, of) in self.runs.items():
+                here = runs(hashes, length)
+                at = np.searchsorted(known, here)
+                at[at == len(known)] = 0
+                told.update(of[at[known[at] == here]].tolist())
+        return told
+
+
+def _sorted(of: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Each run once, in order, and the index of the first text that has it."""
+    every = np.concatenate([hashes for hashes, _ in of])
+    known, first = np.unique(every, return_index=True)
+    return known, np.repeat([index for _, index in of], [len(hashes) for hashes, _ in of])[first]
+
+
+def _line(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(key(text).encode())
+
+
+def _unspaced(text: str) -> bool:
+    found = words(text)
+    return sum(len(word) == 1 and word > "\u3000" for word in found) > len(found) / 2
+
+
+def texts_of(path: Path) -> list[str]:
+    """Every text in the rows of an evaluation set, whatever its fields are called; raises InputError for what is no JSON Lines."""
+    return [text for _, row in jsonl.read(path, "name evaluation sets in data.curation.decontaminate") for text in _strings(row)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _strings(inner)
