@@ -287,6 +287,7 @@ def test_each_sentence_has_the_reference_that_it_does_best_with(cfg: EvalConfig)
     assert found["edit_f05", "all", "all"] == pytest.approx(100 * 1.25 * p * r / (0.25 * p + r)) and found["unchanged", "all", "all"] == 0
     whole = scored("gec", rows, [row["corrections"][1] for row in rows])
     assert whole["edit_f05", "all", "all"] == 100 > whole["gleu", "all", "all"] > found["gleu", "all", "all"]
+    assert whole["input_gleu", "all", "all"] < whole["gleu", "all", "all"]
 
 
 def test_tokens_are_alike_whether_a_sentence_was_tokenized_or_not():
