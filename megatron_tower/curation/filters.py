@@ -1,7 +1,6 @@
 """Filters as conf/data names them: name -> options, and `per_locale: {locale: options}` among them -> name -> drop(row)."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,4 +51,4 @@ def _fits(value: Any, wanted: type) -> bool:
     if wanted is str:
         return isinstance(value, str) and bool(value)
     numbers = int if wanted is int else int | float
-    return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, numbers) and not isinstance(value, bool) and value >= 0

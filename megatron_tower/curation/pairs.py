@@ -22,6 +22,7 @@ Drop = Callable[[Row], bool]
 SIDES = ("source", "target")
 _NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:[.,'’\s]\d{2,3})*[.,'’\s]\d{3}(?!\d)|\d+")  # 1,234 and 1 234 are one, 2.5 is two
 _DIGIT, _NOT_DIGIT = re.compile(r"\d"), re.compile(r"\D")
+LONGEST_NUMBER = 18  # digits that are compared
 _OTHER_UNITS = re.compile(r"\d\s*(?:[百千万萬亿億兆만억조천]|लाख|करोड़)")  # 1.2万 is 12,000: not worked out
 _CLOSING = "\"'”’»«“‘„)]}）】』」›*_ "
 _QUESTION = re.compile(r"[?？؟]$|か[。．]?$")
@@ -102,8 +103,8 @@ def numbers(spelled: int = 12) -> Drop:
 
 
 def _numbers(text: str) -> Counter[str]:
-    digits = "".join(str(unicodedata.digit(c)) if c.isdigit() and not c.isascii() else c for c in text)
-    return Counter(str(int(_NOT_DIGIT.sub("", one))) for one in _NUMBER.findall(digits))
+    digits = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+    return Counter(_NOT_DIGIT.sub("", one).lstrip("0")[:LONGEST_NUMBER] or "0" for one in _NUMBER.findall(digits))
 
 
 def _same(one: str, other: str) -> bool:

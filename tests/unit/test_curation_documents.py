@@ -37,6 +37,7 @@ def spread(phrase: str, times: int, others: int) -> str:
 
 
 RUSSIAN = next(text for what, code, text in DOCUMENTS if what == "wrong language" and code == "uk_UA" and "мост через реку" in text)
+MANY = lines(*[1] * 20)
 HAN = "".join(chr(0x4E00 + i) for i in range(300))
 
 
@@ -52,10 +53,16 @@ HAN = "".join(chr(0x4E00 + i) for i in range(300))
         ("language", {}, row("Les enfants ont joué dans la cour.", "de_DE"), row("Les enfants ont joué dans la cour. " * 2, "de_DE")),
         ("language", {"sure": 1.1}, row(CLEAN["fr_FR"][0], "de_DE"), row(CLEAN["uk_UA"][0], "de_DE")),
         ("language", {"long_enough": 999}, row("漢字漢字 abcd", "zh_CN"), row("漢字漢 abcd", "zh_CN")),
-        ("language", {}, row("Båten ligger ved kaien og venter på været som skal komme fra vest i kveld.", "da_DK"), row(HAN, "da_DK")),
+        ("language", {}, row("Båten ligger vid kajen och väntar på vädret som ska komma från väster i kväll.", "da_DK"), row(HAN, "da_DK")),
         ("repetition", {"grams": 9.0, "line_characters": 1.0}, row(lines(4, 1, 1, 1, 1, 1, 1)), row(lines(4, 1, 1, 1, 1, 1))),
         ("repetition", {"grams": 9.0, "lines": 1.0}, row(lines(*[2] * 2, *[1] * 6)), row(lines(*[2] * 3, *[1] * 6))),
         ("repetition", {"grams": 9.0}, row(lines(1, 1).replace("\n", "\n\n")), row("\n\n".join([lines(1)] * 2))),
+        (
+            "repetition",
+            {"grams": 9.0},
+            row("aa\n\naa\n\n" + lines(*[1] * 20).replace("\n", "\n\n")),
+            row("aa\n\naa\n\n" + lines(*[1] * 20)),
+        ),
         ("repetition", {}, row(spread("aaaa bbbb", 10, 80)), row(spread("aaaa bbbb", 10, 79))),
         ("repetition", {}, row(words(80, *NAMES[:6])), row(words(79, *NAMES[:6]))),
         ("repetition", {}, row(words(266, *NAMES[:14])), row(words(265, *NAMES[:14]))),
