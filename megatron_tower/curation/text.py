@@ -2,7 +2,7 @@
 
 Where no spaces divide words (Chinese, Japanese, Thai) a character stands for one; Text.spaced says which. A Chinese or Japanese word
 is about two characters long, so that `size` and the lengths of n-grams are counted in twos there.
-Leaves out: real word segmentation, which is fifty times slower.
+Leaves out: real word segmentation.
 """
 
 import re
