@@ -192,11 +192,6 @@ def test_a_field_that_a_file_lacks_is_told_with_those_it_has(tmp_path: Path, rea
         read(source(reader, path, fields={"text": "content"}))
 
 
-def test_fields_must_name_every_text(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"`fields` says nothing of source"):
-        read(source("jsonl", file(tmp_path / "a", ""), fields={"target": "t"}, target_locale="de_DE"))
-
-
 def test_ids_that_repeat_are_remembered_only_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "REMEMBERED", 3)
     ids = ["a", "b", "a", "c", "d", "e", "b", "e"]
@@ -259,6 +254,15 @@ def test_tmx_maps_its_language_codes(tmp_path: Path) -> None:
         ("4", pair("Colour", "颜色", "zh_CN")),
     ]
     assert anomalies == {"no_partner": 2 + 4 + 3 + 4 + 4, "empty": 1}
+
+
+def test_tmx_properties_are_scores_and_ids(tmp_path: Path) -> None:
+    scored = unit(("en", "Hello"), ("de", "Hallo")).replace("<tu>", '<tu tuid="7"><prop type="score-bicleaner">0.75</prop>')
+    path = file(tmp_path / "a.tmx", memory(scored, unit(("en", "Bye"), ("de", "Ade"))))
+    found, anomalies = read(source("tmx", path, target_locale="de_DE", fields={"bicleaner": "score-bicleaner", "id": "tuid"}))
+    more = {"source_id": "7", "scores": {"bicleaner": 0.75}}
+    assert found == [("1", pair("Hello", "Hallo") | more), ("2", pair("Bye", "Ade") | {"scores": {}})]
+    assert anomalies == {"missing_field:bicleaner": 1, "missing_field:id": 1}
 
 
 @pytest.mark.parametrize("content", [memory(unit(("en", "a"), ("de", "b")), unit(("en", "c"), ("de", "d"))).encode()])

@@ -88,12 +88,13 @@ def _matches(source: SourceConfig, code: str, pattern: str, cache: Path) -> list
         if top.is_file():  # a wheel
             found.append((top.parent, top))
             continue
+        within = glob.escape(f"{top}/") if source.fetch else ""
         head, deep, tail = pattern.rpartition("**/")
         if deep:
-            roots = [Path(root) for root in sorted(glob.glob(str(top / head)))]
+            roots = [Path(root) for root in sorted(glob.glob(within + head or "."))]
             found += [(root, path) for root in roots for path in _below(root, tail)]
         else:
-            found += [(Path(path).parent, Path(path)) for path in sorted(glob.glob(str(top / pattern))) if os.path.isfile(path)]
+            found += [(Path(path).parent, Path(path)) for path in sorted(glob.glob(within + pattern)) if os.path.isfile(path)]
     if not found:
         raise InputError(f"{source.origin}: no file matches {pattern}: correct data.curation.sources")
     return found

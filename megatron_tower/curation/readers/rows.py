@@ -4,7 +4,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_tower.config import InputError
 from megatron_tower.config_data import SourceConfig
 from megatron_tower.curation.lines import LONGEST
 from megatron_tower.curation.readers.inputs import Input
@@ -55,16 +54,14 @@ def pair(read: Input, source: str, target: str, anomalies: Counter) -> Row | Non
 
 
 class Mapped:
-    """Rows from the named fields of a table's: texts, and where the source has them an id, a document and scores."""
+    """Rows from named fields: texts, which are called as here unless `fields` says so, and what else it names: id, document, scores."""
 
     def __init__(self, source: SourceConfig, read: Input, anomalies: Counter) -> None:
         self.read, self.anomalies = read, anomalies
         self.texts = ("source", "target") if is_parallel(source) else ("text",)
-        self.fields = dict(source.fields) or {"text": "text"}
+        self.fields = {ours: ours for ours in self.texts} | dict(source.fields)
         self.scores = [ours for ours in self.fields if ours not in (*self.texts, "id", "document")]
         self.ids: OrderedDict[str, None] = OrderedDict()
-        if lacking := [ours for ours in self.texts if ours not in self.fields]:
-            raise InputError(f"{source.origin}: `fields` says nothing of {' and '.join(lacking)}: name the field of the file")
 
     def row(self, values: Mapping[str, Any]) -> Row | None:
         texts = [self._get(values, ours, str) for ours in self.texts]

@@ -8,8 +8,8 @@ from lxml import etree
 
 from megatron_tower.config_data import SourceConfig
 from megatron_tower.curation.lines import chunks
-from megatron_tower.curation.readers import rows
 from megatron_tower.curation.readers.inputs import Input
+from megatron_tower.curation.readers.rows import Mapped
 from megatron_tower.curation.shards import Row
 from megatron_tower.data.locales import find, locale
 
@@ -17,7 +17,8 @@ _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 
 
 def tmx(source: SourceConfig, read: Input, anomalies: Counter) -> Iterator[tuple[str, Row]]:
-    """A place is the number of a unit."""
+    """A place is the number of a unit. `fields` name properties of units, such as score-bicleaner, and `tuid`."""
+    mapped = Mapped(source, read, anomalies)
     wanted = [_codes(source, code) for code in (read.locale, read.target_locale)]
     for number, unit in enumerate(_units(read.paths[0], anomalies), 1):
         if next(unit.iter(etree.Entity), None) is not None:
@@ -32,8 +33,12 @@ def tmx(source: SourceConfig, read: Input, anomalies: Counter) -> Iterator[tuple
                     texts[side] = _text(segment)
         if None in texts:
             anomalies["no_partner"] += 1
-        elif row := rows.pair(read, *texts, anomalies):
+        elif row := mapped.row(_properties(unit) | {"source": texts[0], "target": texts[1]}):
             yield str(number), row
+
+
+def _properties(unit: etree._Element) -> dict[str, str | None]:
+    return {"tuid": unit.get("tuid")} | {one.get("type"): one.text for one in unit.iter("{*}prop")}
 
 
 def _units(path: Path, anomalies: Counter) -> Iterator[etree._Element]:
