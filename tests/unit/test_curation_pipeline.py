@@ -1,10 +1,13 @@
 """The whole pipeline on sources with planted copies, leaks and damage: what goes, what stays, and the same bytes however it is run."""
 
+import contextlib
 import json
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_tower.command import load
@@ -161,6 +164,38 @@ def test_an_array_makes_the_same_bytes(done: Pipeline, cfg: Config, tmp_path: Pa
     assert content(Pipeline(one).stages) == content(done.stages)
     files = {p.relative_to(made): p.read_bytes() for p in made.rglob("*") if p.is_file()}
     assert files == {p.relative_to(cfg.data.folder): p.read_bytes() for p in Path(cfg.data.folder).rglob("*") if p.is_file()}
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(done: Pipeline, cfg: Config, tmp_path: Path) -> None:
+    """The stages that read and filter, under fire until each is done: most runs lose a worker, some two."""
+    again = Pipeline(replace(cfg, data=replace(cfg.data, curation=replace(cfg.data.curation, work=str(tmp_path)))))
+    rng, kills, over = random.Random(5), 0, threading.Event()
+
+    def fire() -> None:
+        nonlocal kills
+        while not over.wait(rng.uniform(0.0, 0.3)):
+            for child in [child for child in psutil.Process().children() if rng.random() < 0.5][:1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+                    kills += 1
+
+    for stage in again.stages[:3]:
+        for _ in range(100):
+            over.clear()
+            shooter = threading.Thread(target=fire)
+            if kills < 8:
+                shooter.start()
+            try:
+                run(stage, 2)
+            except InputError as error:
+                assert "ended by signal 9" in str(error)
+            finally:
+                over.set()
+                if shooter.ident:
+                    shooter.join()
+            if not stage.missing():
+                break
+    assert kills and content(again.stages[:3]) == content(done.stages[:3])
 
 
 def test_a_changed_setting_keeps_the_stages_before_it(done: Pipeline, cfg: Config) -> None:
