@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 T = TypeVar("T")
+FETCH = "fetch"  # named alone: what sources name is downloaded, which every run begins with
 SENTENCE = 300  # characters of either side of a pair that an instruction is made of
 HELD_PAIRS = 1000  # of a locale
 HELD_TEXTS = 200
@@ -41,7 +42,7 @@ def prepare(cfg: Config) -> Path | None:
     index, count = _part(cfg.data.curation)
     pipeline = Pipeline(cfg)
     asked = cfg.data.curation.stages
-    known = [stage.name for stage in pipeline.stages]
+    known = [FETCH, *(stage.name for stage in pipeline.stages)]
     if unknown := sorted(set(asked) - set(known)):
         raise InputError(f"data.curation.stages: {unknown[0]} is unknown: use some of {', '.join(known)}")
     for stage in pipeline.stages:

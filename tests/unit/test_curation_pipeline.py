@@ -245,7 +245,7 @@ def test_scores_decide_who_stays(done: Pipeline, cfg: Config, monkeypatch: pytes
     ("changed", "said"),
     [
         ({"part": "3/3"}, r"data.curation.part=3/3 must be like 0/4"),
-        ({"stages": ["tokenise"]}, r"data.curation.stages: tokenise is unknown: use some of filter, duplicates, select, plan, tokenize"),
+        ({"stages": ["tokenise"]}, r"data.curation.stages: tokenise is unknown: use some of fetch, filter, duplicates, select, plan, tokenize"),
         ({"documents": {"lenght": {}}}, r"data.curation.documents.lenght is unknown"),
         ({"decontaminate": ["missing.jsonl"]}, r"missing.jsonl can't be read .No such file"),
         ({"sources": {}}, r"names no sources"),
