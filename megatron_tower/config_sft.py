@@ -23,7 +23,7 @@ class EndpointConfig:
 
 @dataclass
 class TextConfig:
-    """Files of one origin: .jsonl, .jsonl.zst (curation's shards) or .parquet, `*` as in a shell."""
+    """Files of one origin: .jsonl, .jsonl.zst (curation's shards) or .parquet, `*` as in a shell, or hub:org/name@revision:pattern."""
 
     files: list[str] = field(default_factory=list)
     licence: str = MISSING

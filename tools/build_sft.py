@@ -6,7 +6,7 @@
 
 Writes <output>/train.jsonl and manifest.json; judgements.jsonl, answers.jsonl and scores.jsonl beside them hold every reply as it came,
 so that the same command goes on where it was killed, and other settings ask for what they add. Models of your own: slurm/serve.sbatch.
-Leaves out: fetching pools; two builds in one folder at once; more replies than fit into memory.
+Leaves out: two builds in one folder at once; more replies than fit into memory.
 """
 
 import hashlib
@@ -53,6 +53,8 @@ def build(cfg: Config) -> None:
     """Raises InputError for bad input, before anything is asked where that can be known, and for a model that won't answer."""
     wanted, folder = cfg.sft, Path(cfg.sft.output or f"{cfg.run_dir}/sft_set")
     check(wanted)
+    for text in _texts(wanted).values():
+        text.files = pools.fetched(text.files, Path(cfg.data.cache))
     contaminated = pools.contamination(wanted.decontaminate, wanted.ngram)
     prompts, counts = pools.read(wanted.pools, contaminated, cfg.seed)
     prompts = _writable(wanted, prompts, counts)
@@ -134,6 +136,13 @@ def check(cfg: SftConfig) -> None:
             )
     if cfg.reward_model:
         scorers.check_folder("reward_model", cfg.reward_model, "sft.reward_model")
+
+
+def _texts(cfg: SftConfig) -> dict[str, TextConfig]:
+    """By the names of their config keys."""
+    found = {f"sft.pools.{name}": pool for name, pool in cfg.pools.items()} | {"sft.pairs": cfg.pairs}
+    found |= {f"sft.tasks.{name}.text": task.text for name, task in cfg.tasks.items()}
+    return {name: text for name, text in found.items() if text}
 
 
 def _writable(cfg: SftConfig, prompts: list[Prompt], counts: Counts) -> list[Prompt]:
@@ -242,8 +251,6 @@ def _write(folder: Path, cfg: Config, found: Sequence[Answered], around: Sequenc
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     read_chats(partial)
     kinds = Counter(row["kind"] for row in rows if row["task"] == "translation")
-    texts: dict[str, TextConfig | None] = {f"pools.{name}": pool for name, pool in cfg.sft.pools.items()} | {"pairs": cfg.sft.pairs}
-    texts |= {f"tasks.{name}": task.text for name, task in cfg.sft.tasks.items()}
     told = {
         "examples": len(rows),
         "translation_share": round(len(around) / len(rows), 4),
@@ -254,8 +261,7 @@ def _write(folder: Path, cfg: Config, found: Sequence[Answered], around: Sequenc
         **facts,
         "sources": {
             name: {"origin": text.origin, "licence": text.licence, "files": {str(path): sha256(path) for path in pools.files(text, name)}}
-            for name, text in texts.items()
-            if text
+            for name, text in _texts(cfg.sft).items()
         },
         "settings": asdict(cfg.sft) | {"seed": cfg.seed, "judge_version": JUDGE_VERSION},
         "sha256": sha256(partial),

@@ -4,7 +4,7 @@
     {"prompt": "..."}                                          one user turn
 
 Two prompts are the same where case, width and spacing alone tell them apart (data/pair.py); the first pool named keeps it.
-Leaves out: fetching (huggingface-cli download); near-duplicates.  Run:  python -m tools.build_sft
+Leaves out: near-duplicates.  Run:  python -m tools.build_sft
 """
 
 import glob
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_tower.config import InputError
+from megatron_tower.config_data import SourceConfig
 from megatron_tower.config_sft import PoolConfig, TextConfig
-from megatron_tower.curation import shards
+from megatron_tower.curation import fetch, shards
 from megatron_tower.data import chat, jsonl
 from megatron_tower.data.jsonl import Row
 from megatron_tower.data.pair import key
@@ -110,6 +111,15 @@ def rows(text: TextConfig, name: str) -> Iterator[tuple[str, Row]]:
             yield from jsonl.read(path, f"mend {name}.files", FORM)
         else:
             yield from ((f"{path}:{number}", row) for number, row in enumerate(_binary(path, name), 1))
+
+
+def fetched(files: Sequence[str], cache: Path) -> list[str]:
+    """With the files of each `hub:` word in its place; downloads what the cache lacks (fetch.py)."""
+    found = []
+    for word in files:
+        parts = fetch.fetch(SourceConfig(fetch=[word]), cache) if word.startswith("hub:") else ()
+        found += [glob.escape(str(fetch.root(word, cache) / name)) for part in parts for name in part.files] or [word]
+    return found
 
 
 def files(text: TextConfig, name: str) -> list[Path]:

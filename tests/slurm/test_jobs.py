@@ -4,12 +4,14 @@ import json
 import random
 import re
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.distributed import room
 from tests.slurm import fire
+from tests.unit.test_serve import stand_in
 
 
 def job(cluster, folder: Path, end: str, *options: str, words: str = "") -> str:
@@ -43,6 +45,19 @@ def test_two_nodes_of_two_ranks_train_by_sbatch(cluster, tmp_path: Path, monkeyp
     assert "--kill-on-bad-exit=1 --wait=60" in note and f"JobId={number}" in note and "SLURM_JOB_NODELIST=n[1-2]" in note
     assert "not-to-be-seen" not in note + (tmp_path / "run/cpt/environment.json").read_text()
     assert "megatron_tower.train: done" in said(tmp_path, number)
+
+
+def test_a_model_is_served_until_its_job_is_cancelled(cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cluster.env, "PYTHON", sys.executable)
+    monkeypatch.setitem(cluster.env, "PATH", stand_in(tmp_path))
+    file = tmp_path / "serve" / "m.url"
+    number = cluster.submit(f"--output={tmp_path}/%j.out", "slurm/serve.sbatch", "/models/m", str(file))
+    cluster.until(file.exists, "the address of the server")
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(file.read_text().strip().replace("/v1", "/health")) as answer:
+        assert answer.read().startswith(b"serve /models/m --host")
+    cluster.ask("scancel", number)
+    cluster.wait(number, {"CANCELLED"})
+    cluster.until(lambda: not file.exists() and not cluster.processes(number), "the end of the server and its address")
 
 
 def test_bad_input_is_refused_and_not_requeued(cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from megatron_tower.config import REPOSITORY
 VLLM = """
 import http.server, os, sys
 words, asked = sys.argv[1:], 0
+os.chdir(os.path.dirname(os.path.dirname(sys.argv[0])))
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         global asked
@@ -30,14 +31,18 @@ http.server.HTTPServer((words[words.index("--host") + 1], int(words[words.index(
 """
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    """A PATH with a vllm first."""
-    program = tmp_path / "bin" / "vllm"
+def stand_in(folder: Path) -> str:
+    """A PATH with a vllm first, which leaves notes in `folder` and knows its serve/m.url."""
+    program = folder / "bin" / "vllm"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}{VLLM}")
     program.chmod(0o755)
     return f"{program.parent}:{os.environ['PATH']}"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return stand_in(tmp_path)
 
 
 def serve(folder: Path, path: str, *words: str) -> subprocess.Popen:

@@ -9,7 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 from omegaconf import OmegaConf
 
@@ -20,6 +22,7 @@ from evaluation.selection import Best, best, candidates
 from evaluation.store import Store
 from evaluation.tasks import taught
 from megatron_tower.config import CONF, Config, InputError
+from megatron_tower.config_data import DataConfig
 from megatron_tower.config_sft import EndpointConfig, SftConfig
 from megatron_tower.data.pair import key
 from tests.unit.misbehaving_server import Server
@@ -102,7 +105,7 @@ class Setting:
     @property
     def config(self) -> Config:
         found = OmegaConf.merge(OmegaConf.structured(SftConfig), OmegaConf.load(CONF / "sft" / "tower_plus.yaml"), self.sft)
-        return Config(sft=OmegaConf.to_object(found), run_dir=str(self.folder))
+        return Config(sft=OmegaConf.to_object(found), data=DataConfig(cache=str(self.folder / "cache")), run_dir=str(self.folder))
 
     @property
     def line(self) -> list[str]:
@@ -273,7 +276,7 @@ def test_a_server_that_misbehaves_costs_no_answer_that_came(alone: Setting, caps
 
     write(alone.folder / "pools" / "a.jsonl", *({"prompt": f"Question {n}?"} for n in range(16)))
     with Server(answer) as server:
-        alone.model("m", server, timeout=0.3, concurrency=16)
+        alone.model("m", server, timeout=2.0, attempts=2, concurrency=16)
         told = alone.run()
         assert {row["messages"][1]["content"] for row in rows(alone.output / "train.jsonl")} == {f"answer {n}" for n in range(0, 16, 2)}
         assert told["failures"] == {
@@ -364,6 +367,25 @@ def test_a_number_of_examples_is_kept_to_or_refused(alone: Setting, capsys: pyte
         with pytest.raises(InputError, match=r"sft\.tasks\.gec lacks \d of the \d"):
             alone.run()
         assert server.asked.total() == before and told["sha256"] == json.loads((alone.output / "manifest.json").read_text())["sha256"]
+
+
+def test_a_pool_of_the_hub_is_fetched_once(alone: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot(repository: str, *, allow_patterns: list[str], local_dir: Path, **options: object) -> None:
+        asked.append((repository, options["revision"], allow_patterns))
+        write(Path(local_dir) / "data" / "part [1].jsonl", {"prompt": "Of the hub?"})
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, revision: SimpleNamespace(sha="c0ffee", card_data=None))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    alone.sft["pools"]["a"]["files"].append("hub:org/set@v1:data/*.jsonl")
+    with Server(lambda prompt, attempt: "fine") as server:
+        alone.model("m", server)
+        for _ in range(2):
+            told = alone.run()
+    assert asked == [("org/set", "c0ffee", ["data/*.jsonl"])] and told["pools"]["a"]["kept"] == 13
+    assert any(name.endswith("data/part [1].jsonl") for name in told["sources"]["sft.pools.a"]["files"])
+    assert any(row["id"].endswith("data/part [1].jsonl:1") for row in rows(alone.output / "train.jsonl"))
 
 
 @pytest.mark.parametrize(
