@@ -14,16 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_tower.config import InputError
 from megatron_tower.config_data import SourceConfig
 from megatron_tower.config_sft import PoolConfig, TextConfig
 from megatron_tower.curation import fetch, shards
+from megatron_tower.curation.contamination import Contamination, texts_of
 from megatron_tower.data import chat, jsonl
 from megatron_tower.data.jsonl import Row
 from megatron_tower.data.pair import key
-from megatron_tower.data.split import HeldOut, words
 
 FORM = '{"messages": [{"role": "user", "content": "..."}]} or {"prompt": "..."}'
 
@@ -76,25 +75,11 @@ def read(pools: dict[str, PoolConfig], contaminated: Callable[[str], bool], seed
 
 
 def contamination(paths: Sequence[str], n: int) -> Callable[[str], bool]:
-    """Whether a text repeats any text of evaluation sets: `n` words of a line that follow one another, or all of a shorter text.
-
-    Raises InputError for a file that is not there, or no JSON Lines.
-    """
-    missing = "name JSONL files of evaluation sets in sft.decontaminate"
-    held = HeldOut(run for path in paths for _, row in jsonl.read(Path(path), missing) for text in _texts(row) for run in _runs(text, n))
-    return held.leaks
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _texts(inner)
-
-
-def _runs(text: str, n: int) -> Iterator[str]:
-    found = words(text)
-    yield from (" ".join(found[i : i + n]) for i in range(max(len(found) - n + 1, 1))) if len(found) > n else [text]
+    """Whether a text repeats one of evaluation sets; raises InputError for a file that is not there, or no JSON Lines."""
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise InputError(f"sft.decontaminate: {missing[0]} is missing: name JSONL files of evaluation sets")
+    known = Contamination([text for path in paths for text in texts_of(Path(path))], n)
+    return lambda text: bool(known.among(text))
 
 
 def drawn(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]:
