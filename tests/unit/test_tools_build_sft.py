@@ -32,8 +32,8 @@ TASKS = {
     "gec": {"sentence": "He go home {}.", "corrections": ["He goes home {}.", "He went home {}."], "language": "en"},
     "ner": {"text": "Ada {} lives in Rome.", "entities": [{"text": "Rome", "type": "LOC"}], "language": "en"},
     "pii": {
-        "text": "Write to Ann {0} at ann{0}@example.org, Ann.",
-        "entities": [{"text": "Ann", "type": "NAME"}, {"text": "ann{0}@example.org", "type": "EMAIL"}],
+        "text": "Write to Ann {0} at Ann{0}@example.org, Ann.",
+        "entities": [{"text": "Ann", "type": "NAME"}, {"text": "Ann{0}@example.org", "type": "EMAIL"}],
         "language": "en",
     },
     "ape": {"source": "Sea {}", "mt": "Meere {}", "post_edit": "Meer {}", "source_locale": "en", "target_locale": "de_DE"},
@@ -134,7 +134,8 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from tests.unit.comet_folders import encoder_folder
 
-    folder = encoder_folder(tmp_path_factory.mktemp("reward"), ["Question one two three answer of alpha beta Be brief"])
+    words = ["Question one two three answer of alpha beta Be brief ? 0 1 2 3 4 5 6 7 8 9"]
+    folder = encoder_folder(tmp_path_factory.mktemp("reward"), words)
     torch.manual_seed(2)
     model = XLMRobertaForSequenceClassification(XLMRobertaConfig.from_pretrained(folder))
     for parameter in model.parameters():
@@ -237,8 +238,8 @@ def chosen_by_hand(folder: Path, general: list[dict]) -> None:
         ranked = sorted(rewards, reverse=True)
         assert row["margin"] == (pytest.approx(ranked[0] - ranked[1], abs=1e-4) if len(ranked) > 1 else None)
         assert row["model"] == said["content"].split()[0]
-        won[row["model"]] += 1
-    assert len(won) == 2, "one model always wins: the test shows little"
+        won[said["content"][:7]] += 1
+    assert len(won) == 3 and min(won.values()) > 3, "one answer always wins: the test shows little"
 
 
 def test_the_best_answer_and_ties_by_order() -> None:
@@ -351,11 +352,12 @@ def test_a_dry_run_asks_nothing_and_counts_what_is_missing(alone: Setting, capsy
 
 
 def test_a_number_of_examples_is_kept_to_or_refused(alone: Setting, capsys: pytest.CaptureFixture[str]) -> None:
-    alone.sft |= {"translation_share": 0.5, "examples": 21}
+    alone.sft |= {"translation_share": 0.5, "examples": 20}
     with Server(lambda prompt, attempt: "!empty" if prompt == "Question 0?" else "fine") as server:
         alone.model("m", server)
         told = alone.run()
-        assert (told["examples"], told["translation_share"], told["pools"]["a"]["kept"]) == (21, round(10 / 21, 4), 11)
+        assert (told["examples"], told["translation_share"], told["pools"]["a"]["kept"]) == (20, 0.5, 10)
+        assert told["pools"]["a"]["beyond sft.examples"] == 1
         for examples, said in (
             (24, "11 of 12 prompts have a good answer, 12 are needed"),
             (26, "12 prompts of 13"),
@@ -363,7 +365,7 @@ def test_a_number_of_examples_is_kept_to_or_refused(alone: Setting, capsys: pyte
             alone.sft["examples"] = examples
             with pytest.raises(InputError, match=said):
                 alone.run()
-        alone.sft["examples"] = 21
+        alone.sft["examples"] = 20
         write(alone.folder / "tasks" / "gec.jsonl", filled(TASKS["gec"], 1))
         alone.sft["tasks"]["gec"]["share"] = 0.5
         before = server.asked.total()
