@@ -1,10 +1,11 @@
 """Stages over shards: every task of a stage writes one folder, whole and once; a rerun does what is missing.
 
-    <work>/<stage>-<key>/00012/{what the stage writes, facts.json}
+    <work>/<stage>-<key>/<task>/{what the stage writes, facts.json}
 
 `key` is a digest of all that the stage's output depends on, so a changed setting makes a new folder of the stages that it touches
-and of those after them, and leaves the others. Tasks run as processes here (`run`), or are shared by the tasks
-of a Slurm array (`share`). A worker that dies takes its own task with it: the others go on, and the next run does that task again.
+and of those after them, and leaves the others. A task is called by its number, or by a digest of what it alone depends on. Tasks
+run as processes here (`run`), or are shared by the tasks of a Slurm array (`share`). A worker that dies takes its own task with it: the
+others go on, and the next run does that task again.
 Leaves out: what a stage does; removing the folders of settings that nobody asks for any more.
 """
 
@@ -37,7 +38,8 @@ EVERY = 30  # seconds between lines of progress where no terminal shows a bar
 class Stage:
     """tasks: what each is of, for people: a file, a shard. work(task, folder): writes into `folder`, returns facts, counts that add up.
 
-    prepare: what all tasks read and none changes, made once before they are forked; key: see above; gpus: that a task needs.
+    called: names of the tasks' folders, their numbers if none are given. prepare: makes what all tasks read and none changes, once, before
+    they are forked. gpus: that a task needs.
     """
 
     name: str
@@ -47,14 +49,15 @@ class Stage:
     prepare: Callable[[], None] = lambda: None
     gpus: int = 0
     after: tuple["Stage", ...] = field(default=(), repr=False)
+    called: Sequence[str] = ()
 
     def folder(self, task: int) -> Path:
         """What a finished task has left."""
-        return self.root / f"{task:05d}"
+        return self.root / (self.called[task] if self.called else f"{task:05d}")
 
     def missing(self) -> list[int]:
         done = {entry.name for entry in os.scandir(self.root)} if self.root.is_dir() else set()
-        return [task for task in range(len(self.tasks)) if f"{task:05d}" not in done]
+        return [task for task in range(len(self.tasks)) if self.folder(task).name not in done]
 
     def facts(self) -> list[Facts]:
         """Of each task, in order; raises InputError where one is missing."""
@@ -158,8 +161,9 @@ def _why(code: int, ours: connection.Connection) -> str:
 
 def _do(stage: Stage, task: int, tell: connection.Connection) -> None:
     """One task, in a process of its own, which ends here: not by the exit handlers that it has from its parent."""
-    partial = stage.root / f".{task:05d}-{socket.gethostname()}-{os.getpid()}"
-    log = stage.root / f"{task:05d}.traceback"
+    name = stage.folder(task).name
+    partial = stage.root / f".{name}-{socket.gethostname()}-{os.getpid()}"
+    log = stage.root / f"{name}.traceback"
     why = ""
     try:
         partial.mkdir()
@@ -167,7 +171,7 @@ def _do(stage: Stage, task: int, tell: connection.Connection) -> None:
         (partial / FACTS).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
         _publish(partial, stage.folder(task))
         log.unlink(missing_ok=True)
-        for left in stage.root.glob(f".{task:05d}-*"):  # of workers that were killed
+        for left in stage.root.glob(f".{name}-*"):  # of workers that were killed
             shutil.rmtree(left, ignore_errors=True)
     except InputError as error:
         why = str(error)

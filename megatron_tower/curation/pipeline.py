@@ -83,16 +83,18 @@ class Pipeline:
         **more: Any,
     ) -> Stage:
         """A stage of one task a file, or of those given; its folder is called by all that its output depends on."""
-        told = orjson.dumps([name, VERSION, settings, [stage.root.name for stage in after]], option=orjson.OPT_SORT_KEYS)
-        root = Path(self.curation.work) / f"{name}-{hashlib.sha256(told).hexdigest()[:12]}"
+        told = [name, VERSION, settings, [[stage.root.name, stage.called] for stage in after]]
+        root = Path(self.curation.work) / f"{name}-{_digest(told)}"
         return Stage(name, root, self.names if tasks is None else tasks, work, after=tuple(after), **more)
 
     # filter
 
     def _filter_stage(self) -> Stage:
-        files = [[corpus, asdict(source), one.name, one.identity] for corpus, source, one in self.files]
+        """Its folders are called by their files alone, so that another source does not filter again what is there."""
         asked = [self.curation.documents, self.curation.pairs, self.data.held_out]
-        return self._stage("filter", self._filter, [], [files, asked, self.curation.near_duplicates, list(self.curation.unique_sides)])
+        called = [_digest([corpus, asdict(source), one.name, one.identity]) for corpus, source, one in self.files]
+        columns = [self.curation.near_duplicates, list(self.curation.unique_sides)]
+        return self._stage("filter", self._filter, [], [asked, columns], called=called)
 
     def _filter(self, task: int, folder: Path) -> Facts:
         corpus, source, one = self.files[task]
@@ -258,6 +260,10 @@ def _without_threads() -> None:
 
 def _kind(row: Row) -> str:
     return "text" if "text" in row else "source"
+
+
+def _digest(of: object) -> str:
+    return hashlib.sha256(orjson.dumps(of, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
 
 def _sha256(path: str | Path) -> str:

@@ -4,6 +4,7 @@ A document is {"id", "corpus", "locale", "text"}. A pair is {"id", "corpus", "so
 where the source knows them, "document" and "scores". "id" is `<corpus>/<file>:<line>`: where the row came from.
 """
 
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from backports import zstd
 
 Row = dict[str, Any]
 LEVEL = 3
+BUFFER = 1 << 20  # bytes
 
 
 class Writer:
     """Rows into one file; a file that was not closed has no end, and is in a folder that was not published (engine.py)."""
 
     def __init__(self, path: Path) -> None:
-        self.file = zstd.open(path, "wb", level=LEVEL)
+        self.file = io.BufferedWriter(zstd.open(path, "wb", level=LEVEL), BUFFER)  # a row at a time would cost as much as the rest
 
     def write(self, row: Row) -> None:
         self.file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))

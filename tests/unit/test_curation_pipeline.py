@@ -206,6 +206,8 @@ def test_a_changed_setting_keeps_the_stages_before_it(done: Pipeline, cfg: Confi
     assert stages() == []
     assert stages(tokens=1000) == ["plan", "tokenize"]
     assert stages(ngram=8) == ["select", "plan", "tokenize"]
+    without = {name: source for name, source in cfg.data.curation.sources.items() if name != "german"}
+    assert stages(sources=without) == ["duplicates", "select", "plan", "tokenize"]
     assert stages(documents={}) == ["filter", "duplicates", "select", "plan", "tokenize"]
 
 
@@ -245,7 +247,10 @@ def test_scores_decide_who_stays(done: Pipeline, cfg: Config, monkeypatch: pytes
     ("changed", "said"),
     [
         ({"part": "3/3"}, r"data.curation.part=3/3 must be like 0/4"),
-        ({"stages": ["tokenise"]}, r"data.curation.stages: tokenise is unknown: use some of fetch, filter, duplicates, select, plan, tokenize"),
+        (
+            {"stages": ["tokenise"]},
+            r"tokenise is unknown: use some of fetch, filter, duplicates, select, plan, tokenize",
+        ),
         ({"documents": {"lenght": {}}}, r"data.curation.documents.lenght is unknown"),
         ({"decontaminate": ["missing.jsonl"]}, r"missing.jsonl can't be read .No such file"),
         ({"sources": {}}, r"names no sources"),
