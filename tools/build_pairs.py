@@ -9,7 +9,6 @@ left out when it did not end within pairs.max_new_tokens, and when it has no sco
 output was made with the same settings from the same files. Leaves out: going on with half-sampled prompts.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -19,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_tower.command import entry_point
 from megatron_tower.config import Config, InputError, PairsConfig
-from megatron_tower.data import prompts
+from megatron_tower.data.made import is_made, publish
 from megatron_tower.data.preferences import Preference
 from megatron_tower.data.prompts import Item
 from megatron_tower.data.sources import sha256
 from megatron_tower.rollout import pairs, scorers
 from megatron_tower.runtime.job import supervised
-from megatron_tower.runtime.run_dir import write_text
 
 if TYPE_CHECKING:
     from megatron_tower.rewards.pool import Verdict
@@ -39,36 +37,15 @@ PATHS = ("checkpoint", "items", "answers", "given", "scorer_path")  # what lies 
 class Plan:
     """A checked build. items: chosen ones by their position in the file; answers: given ones by prompt; given: pairs that are ready.
 
-    unchanged: post-edits that equal their translation; settings: what tells this build from any other.
+    left_out: rows of the files that nothing can be made of; settings: what tells this build from any other.
     """
 
     items: dict[int, Item]
     answers: dict[str, list[str]]
     given: list[Preference]
-    unchanged: int
+    left_out: dict[str, int]
     settings: dict[str, Any]
     output: Path
-
-    @property
-    def manifest(self) -> Path:
-        return self.output.with_name(f"{self.output.name}.manifest.json")
-
-    def is_done(self) -> bool:
-        """Whether the output is there; InputError when it was made otherwise, or changed since."""
-        if not self.output.exists():
-            return False
-        mend = "choose another pairs.output or remove it"
-        if not self.manifest.is_file():
-            raise InputError(f"{self.output} is there without {self.manifest.name}: {mend}")
-        try:
-            made = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.manifest} is damaged ({error}): {mend}") from error
-        if differing := [name for name in self.settings if made["settings"].get(name) != self.settings[name]]:
-            raise InputError(f"{self.output} was made with another {', '.join(differing)}: {mend}")
-        if made["sha256"] != sha256(self.output):
-            raise InputError(f"{self.output} was changed since it was made: {mend}")
-        return True
 
 
 @entry_point
@@ -80,7 +57,7 @@ def main(cfg: Config) -> None:
 
     cpu.install()
     plan = check(cfg)
-    if plan.is_done():
+    if is_made(plan.output, plan.settings, "pairs.output"):
         print(f"{plan.output} is there already, made with the same settings")
     elif not relaunch_if_needed(cfg, "tools.build_pairs", plan.output.parent / "logs"):
         build(cfg, plan)
@@ -96,10 +73,11 @@ def check(cfg: Config) -> Plan:
     if not (wanted.samples or wanted.answers or wanted.given):
         raise InputError("pairs.samples=0, and neither pairs.answers nor pairs.given is set: there is nothing to build pairs from")
     files = {"items": None, "answers": wanted.answers, "given": wanted.given}
-    items: dict[int, Item] = {}
+    items, several = {}, 0
     if wanted.samples or wanted.answers:
         files["items"] = wanted.items or f"{cfg.data.folder}/rl/train.jsonl"
-        items = _chosen(prompts.read(Path(files["items"])), wanted.prompts)
+        found, several = pairs.read_items(Path(files["items"]))
+        items = _chosen(found, wanted.prompts)
         scorers.check(wanted, list(items.values()))
     answers = pairs.read_answers(Path(wanted.answers)) if wanted.answers else {}
     given, unchanged = pairs.read_given(Path(wanted.given)) if wanted.given else ([], 0)
@@ -107,7 +85,8 @@ def check(cfg: Config) -> Plan:
     settings |= {f"pairs.{name}": sha256(Path(path)) if path else None for name, path in files.items()}
     settings |= {"pairs.checkpoint": _fingerprint(wanted) if wanted.samples else None}
     settings |= {"pairs.scorer_path": scorers.fingerprint(wanted) if items else None, "seed": cfg.seed, "version": VERSION}
-    return Plan(items, answers, given, unchanged, settings, Path(wanted.output or f"{cfg.run_dir}/pairs.jsonl"))
+    left_out = {"unchanged post-edits": unchanged, "chats of several turns": several}
+    return Plan(items, answers, given, left_out, settings, Path(wanted.output or f"{cfg.run_dir}/pairs.jsonl"))
 
 
 def build(cfg: Config, plan: Plan) -> None:
@@ -118,7 +97,7 @@ def build(cfg: Config, plan: Plan) -> None:
     sampled = _sample(cfg, plan.items) if cfg.pairs.samples else {key: [] for key in plan.items}
     distributed.shutdown()  # the other ranks need not wait for the scores
     if distributed.is_rank_zero():
-        counts = Counter({"unchanged post-edits": plan.unchanged})
+        counts = Counter(plan.left_out)
         counts["prompts longer than the context"] = len(plan.items) - len(sampled)
         counts["empty or unfinished answers"] = sum(cfg.pairs.samples - len(answers) for answers in sampled.values())
         made = [*_selected(cfg.pairs, plan, sampled, counts), *plan.given]
@@ -126,15 +105,9 @@ def build(cfg: Config, plan: Plan) -> None:
 
 
 def _sample(cfg: Config, items: dict[int, Item]) -> dict[int, list[str]]:
-    """The answers, ended and not empty, of each item whose prompt fits the context.
-
-    Data-parallel replicas share the prompts; every rank gets all answers.
-    """
-    import torch.distributed as dist
-    from megatron.core import parallel_state
-
+    """The answers, ended and not empty, of each item whose prompt fits the context; every rank gets all."""
     from megatron_tower.data import chat
-    from megatron_tower.rollout.generate import sample
+    from megatron_tower.rollout.answers import answers
     from megatron_tower.training.loading import open_for_inference
 
     wanted = cfg.pairs
@@ -142,26 +115,20 @@ def _sample(cfg: Config, items: dict[int, Item]) -> dict[int, list[str]]:
     if tokenizer.chat_template is None:
         raise InputError(f"pairs.checkpoint={wanted.checkpoint} has no chat template: sample from one that was trained on chats")
     encoded = {key: chat.prompt_ids(tokenizer, item["prompt"]) for key, item in items.items()}
-    fitting = [key for key, ids in encoded.items() if len(ids) + wanted.max_new_tokens <= model.max_sequence_length]
-    mine = fitting[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
     stops = chat.stop_ids(tokenizer)
-    found = sample(
+    found = answers(
         model,
-        [encoded[key] for key in mine],
+        {key: ids for key, ids in encoded.items() if len(ids) + wanted.max_new_tokens <= model.max_sequence_length},
         samples=wanted.samples,
         max_new_tokens=wanted.max_new_tokens,
         stop_ids=stops,
         temperature=wanted.temperature,
         top_p=wanted.top_p,
         seed=cfg.seed,
-        keys=mine,
         batch_size=wanted.batch_size,
     )
-    ended = {key: [answer.tokens for answer in row if answer.tokens[-1] in stops] for key, row in zip(mine, found, strict=True)}
-    texts = {key: [t for ids in row if (t := tokenizer.decode(ids, skip_special_tokens=True).strip())] for key, row in ended.items()}
-    shares: list[dict[int, list[str]]] = [{}] * parallel_state.get_data_parallel_world_size()
-    dist.all_gather_object(shares, texts, group=parallel_state.get_data_parallel_group())
-    return {key: answers for share in shares for key, answers in share.items()}
+    ended = {key: [tokens for tokens in row if tokens[-1] in stops] for key, row in found.items()}
+    return {key: [t for ids in row if (t := tokenizer.decode(ids, skip_special_tokens=True).strip())] for key, row in ended.items()}
 
 
 def _selected(cfg: PairsConfig, plan: Plan, sampled: dict[int, list[str]], counts: Counter) -> list[Preference]:
@@ -212,22 +179,14 @@ def _fingerprint(cfg: PairsConfig) -> str:
 
 
 def _write(plan: Plan, made: list[Preference], counts: dict[str, int]) -> None:
-    """The manifest first: an output that is there always has one that speaks of it."""
     told = "; ".join(f"{count} {what}" for what, count in counts.items())
     if not made:
         raise InputError(f"no pair came of {len(plan.items)} prompts ({told}): nothing was written")
-    plan.output.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in made)
     origins = dict(Counter(pair.origin or "unknown" for pair in made))
-    facts = {
-        "pairs": len(made),
-        "origins": origins,
-        "left_out": counts,
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "settings": plan.settings,
-    }
-    write_text(plan.manifest, json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
-    write_text(plan.output, text)
+    plan.output.parent.mkdir(parents=True, exist_ok=True)
+    part = plan.output.with_name(f".{plan.output.name}.part")
+    part.write_text("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in made), encoding="utf-8")
+    publish(part, plan.output, {"pairs": len(made), "origins": origins, "left_out": counts}, plan.settings)
     of_origins = ", ".join(f"{count} {origin}" for origin, count in origins.items())
     print(f"{plan.output}: {len(made)} pairs from {len(plan.items)} prompts and {len(plan.given)} given pairs ({of_origins})")
     if told:

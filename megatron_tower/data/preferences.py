@@ -2,7 +2,9 @@
 
     {"prompt": "...", "chosen": "...", "rejected": "...", "chosen_score": 0.9, "rejected_score": 0.2, "origin": "on_policy"}
 
-Scores and origin may be null or absent; they are for people and tables. Leaves out: conversations of several turns.
+Scores and origin may be null or absent; they are for people and tables. As UltraFeedback is published, `chosen` and `rejected` may also be
+chats of one user turn and the answer, or of the answer where `prompt` is a chat; scores are then called score_chosen and score_rejected.
+Leaves out: conversations of several turns.
 """
 
 import math
@@ -44,6 +46,8 @@ def read(path: Path) -> list[Preference]:
 
 
 def _pair(row: jsonl.Row, place: str) -> Preference:
+    if isinstance(row.get("chosen"), list) or isinstance(row.get("rejected"), list):
+        row = _of_chats(row, place)
     jsonl.require_texts(row, ("prompt", "chosen", "rejected"), place, FORM)
     if row["chosen"] == row["rejected"]:
         raise InputError(f'{place}: "rejected" equals "chosen": drop the line, it says nothing')
@@ -52,6 +56,24 @@ def _pair(row: jsonl.Row, place: str) -> Preference:
         if score is not None and (not isinstance(score, int | float) or not math.isfinite(score)):
             raise InputError(f'{place}: "{name}" is {score}: it must be a finite number, or null')
     return Preference(*(row.get(name) for name in Preference.__dataclass_fields__))
+
+
+def _of_chats(row: jsonl.Row, place: str) -> jsonl.Row:
+    """The same as texts. A text as prompt is repeated by both chats; a chat as prompt opens both."""
+    opening = row.get("prompt") if isinstance(row.get("prompt"), list) else []
+    found = {}
+    for side in ("chosen", "rejected"):
+        rest = row.get(side)
+        turns = chat.conversation({"messages": opening + rest if isinstance(rest, list) else rest}, f'{place}: "{side}"')
+        if [turn["role"] for turn in turns] != ["user", "assistant"]:
+            raise InputError(f'{place}: "{side}" has several turns, or a system turn: drop the line')
+        found[side] = turns
+    asked = found["chosen"][0]["content"]
+    if any(text != asked for text in (found["rejected"][0]["content"], asked if opening else row.get("prompt", asked))):
+        raise InputError(f'{place}: "prompt", "chosen" and "rejected" don\'t begin with the same prompt: drop the line')
+    sides = {side: turns[1]["content"] for side, turns in found.items()}
+    scores = {f"{side}_score": row.get(f"{side}_score", row.get(f"score_{side}")) for side in found}
+    return {"origin": "off_policy", **row, "prompt": asked, **sides, **scores}
 
 
 class Preferences:

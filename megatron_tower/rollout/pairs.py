@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_tower.config import InputError
-from megatron_tower.data import jsonl, preferences
+from megatron_tower.data import chat, jsonl, preferences, prompts
 from megatron_tower.data.preferences import Preference
+from megatron_tower.data.prompts import Item
 from megatron_tower.data.templates import translation_prompt
 
 POST_EDIT = ("source", "mt", "post_edit", "source_locale", "target_locale")
 FORM = '{"source": "...", "mt": "...", "post_edit": "...", "source_locale": "en", "target_locale": "de_DE"}'
 MISSING = "name a JSONL file"
+MISSING_ITEMS = "run python -m tools.prepare_data, or name a JSONL file of prompts with their rewards, or of chats"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,20 @@ def best_and_worst(prompt: str, candidates: Sequence[Candidate], minimum_gap: fl
     rejected = min((c for c in candidates if c.score == lowest), key=lambda c: abs(len(c.answer) - len(chosen.answer)))
     origin = "on_policy" if chosen.sampled and rejected.sampled else "off_policy"
     return Preference(prompt, chosen.answer, rejected.answer, highest, lowest, origin)
+
+
+def read_items(path: Path) -> tuple[list[Item], int]:
+    """(items, chats of several turns, which are left out) of a file of prompts with their rewards, or of SFT's chats, as its first line is.
+
+    The item of a chat has its answer as another candidate, and no reward: a model scores its answers.
+    """
+    if not any("messages" in row for _, row in [next(jsonl.read(path, MISSING_ITEMS), ("", {}))]):
+        return prompts.read(path), 0
+    chats = [(place, chat.conversation(row, place)) for place, row in jsonl.read(path, MISSING_ITEMS)]
+    single = [turns for _, turns in chats if [turn["role"] for turn in turns] == ["user", "assistant"]]
+    if not single:
+        raise InputError(f"{path}: none of its {len(chats)} chats is a user turn and its answer: name another file")
+    return [{"prompt": asked["content"], "answer": said["content"], "check": {}} for asked, said in single], len(chats) - len(single)
 
 
 def read_answers(path: Path) -> dict[str, list[str]]:

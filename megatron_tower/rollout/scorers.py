@@ -41,6 +41,8 @@ def check(cfg: PairsConfig, items: Sequence[Item]) -> None:
     if cfg.scorer != "rewards" and not cfg.scorer_path:
         raise InputError(f"pairs.scorer={cfg.scorer} needs pairs.scorer_path: the folder of its checkpoint")
     check_folder(cfg.scorer, cfg.scorer_path, "pairs.scorer_path")
+    if cfg.scorer == "rewards" and any("reward" not in item for item in items):
+        raise InputError("pairs.items are chats, which have no reward: set pairs.scorer=reward_model, or name prompts with their rewards")
     if cfg.scorer == "comet":
         needed = ["source", "reference"] if hparams(Path(cfg.scorer_path))["class_identifier"] in NEEDS_REFERENCE else ["source"]
         for row, item in enumerate(items):

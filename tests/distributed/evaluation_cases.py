@@ -23,6 +23,7 @@ from megatron_tower.models.build import build_chunks
 from megatron_tower.models.hf import load_hf, model_config
 from megatron_tower.rewards import pool
 from megatron_tower.rewards.pool import Verdict
+from megatron_tower.rollout.answers import answers as drawn
 from megatron_tower.runtime import distributed
 
 LAYOUTS = {
@@ -53,12 +54,22 @@ def answers(folder: Path, layout: str, chat: bool) -> dict[str, list]:
     found = generator.likelihood(TEXTS)
     given = generator.answer_likelihood(*zip(*GIVEN, strict=True))
     return {
+        "sampled": sampled(generator),
         "bits": [f.bits for f in found + given],
         "tokens": [f.tokens for f in found + given],
         "outputs": [
             asdict(found) for found in Asker(generator, None).generate([t[:20] for t in TEXTS], Decoding(6, stop=() if chat else ("\n",)))
         ],
     }
+
+
+def sampled(generator: MegatronGenerator) -> list[list[list[int]]]:
+    """Answers drawn for builders of pairs and prompts: by a prompt's number, so that more prompts beside it change nothing."""
+    ids = {7 * n + 3: generator.tokenizer.encode(text) for n, text in enumerate(TEXTS[:4])}
+    how = {"samples": 3, "max_new_tokens": 5, "stop_ids": [1], "temperature": 1.0, "top_p": 0.9, "seed": 5, "batch_size": 4}
+    found = drawn(generator.model, ids, **how)
+    assert drawn(generator.model, dict(list(ids.items())[:3]), **how) == {number: found[number] for number in list(ids)[:3]}
+    return [found[number] for number in ids]
 
 
 class RankZerosPool:
@@ -89,6 +100,7 @@ def main() -> None:
         found = answers(folder, layout, chat=True)
         assert found["outputs"] == expected["outputs"], (layout, found["outputs"], expected["outputs"])
         assert found["tokens"] == expected["tokens"], layout
+        assert found["sampled"] == expected["sampled"], (layout, found["sampled"], expected["sampled"])
         apart = max(abs(a - b) for a, b in zip(found["bits"], expected["bits"], strict=True))
         assert apart < 1e-2, (layout, apart)
         check_verdicts()

@@ -7,8 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from megatron_tower.command import load
 from megatron_tower.config import ModelConfig, RopeScaling
+from megatron_tower.data import tokenizer
 from megatron_tower.models.families import family_of
+from megatron_tower.models.hf import random_hf
 from megatron_tower.training import convert
 
 SHAPE = {
@@ -68,6 +71,15 @@ def write(folder: Path, model: ModelConfig, dtype: torch.dtype = torch.bfloat16,
     for name, text in SMALL_FILES.items():
         (folder / name).write_text(text)
     return folder
+
+
+def answering(folder: Path) -> Path:
+    """Below it a folder of random weights, whose answers are of all lengths and mostly don't end."""
+    tokenizer.train(["the quick brown fox jumps over the lazy dog " * 5, "What is 1 plus 2? " * 3], "gemma2", 330, folder / "tokenizer")
+    shape = ("num_layers=2", "window_layers=[0]", "hidden_size=32", "ffn_hidden_size=48", "kv_channels=8", "max_position_embeddings=256")
+    cfg = load(["model=tiny_gemma2", "data.vocab_size=330", *(f"model.{word}" for word in shape)])
+    random_hf(cfg.model, folder / "hf", folder / "tokenizer", seed=1)
+    return folder / "hf"
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:

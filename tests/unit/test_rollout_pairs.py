@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_tower.config import InputError
+from megatron_tower.config import InputError, PairsConfig
 from megatron_tower.data.preferences import Preference
-from megatron_tower.rollout.pairs import Candidate, best_and_worst, read_answers, read_given
+from megatron_tower.rollout import scorers
+from megatron_tower.rollout.pairs import Candidate, best_and_worst, read_answers, read_given, read_items
 
 
 def scored(*answers: tuple[str, float], sampled: bool = True) -> list[Candidate]:
@@ -103,3 +104,63 @@ def test_missing_and_empty_files_are_named(tmp_path: Path):
         read_answers(tmp_path / "nowhere.jsonl")
     with pytest.raises(InputError, match=r"empty\.jsonl is empty"):
         read_given(write(tmp_path / "empty.jsonl"))
+
+
+def turns(*texts: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def test_chats_of_sft_are_items_with_their_answer(tmp_path: Path):
+    rows = [{"messages": turns("p", "a"), "task": "x"}, {"messages": turns("p", "a", "q", "b")}, {"messages": turns("q", "b")}]
+    items, several = read_items(write(tmp_path / "train.jsonl", *rows))
+    assert items == [{"prompt": "p", "answer": "a", "check": {}}, {"prompt": "q", "answer": "b", "check": {}}] and several == 1
+    with pytest.raises(InputError, match=r"none of its 1 chats is a user turn and its answer"):
+        read_items(write(tmp_path / "long.jsonl", rows[1]))
+    with pytest.raises(InputError, match=r"mixed\.jsonl:2: no messages with role and content"):
+        read_items(write(tmp_path / "mixed.jsonl", rows[0], {"prompt": "p"}))
+    with pytest.raises(InputError, match=r'bad\.jsonl:1: "reward" must be a text'):
+        read_items(write(tmp_path / "bad.jsonl", {"prompt": "p"}))
+    with pytest.raises(InputError, match=r"which have no reward: set pairs\.scorer=reward_model"):
+        scorers.check(PairsConfig(name="x", scorer="rewards"), items)
+
+
+PUBLISHED = {
+    "prompt": "p",
+    "prompt_id": "0ab1",
+    "chosen": turns("p", "good"),
+    "rejected": turns("p", "bad"),
+    "messages": turns("p", "good"),
+    "score_chosen": 8.0,
+    "score_rejected": 4.5,
+}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PUBLISHED,
+        {name: value for name, value in PUBLISHED.items() if name != "prompt"},
+        PUBLISHED | {"prompt": turns("p"), "chosen": turns("", "good")[1:], "rejected": turns("", "bad")[1:]},
+        {"prompt": "p", "chosen": "good", "rejected": "bad", "chosen_score": 8.0, "rejected_score": 4.5, "origin": "off_policy"},
+    ],
+    ids=["ultrafeedback", "no prompt", "prompt as a chat", "texts"],
+)
+def test_pairs_come_as_texts_or_as_chats(row: dict, tmp_path: Path):
+    assert read_given(write(tmp_path / "given.jsonl", row)) == ([Preference("p", "good", "bad", 8.0, 4.5, "off_policy")], 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"chosen": turns("p", "good", "q", "better")}, '"chosen" has several turns'),
+        ({"rejected": turns("q", "bad")}, "don't begin with the same prompt"),
+        ({"prompt": "q"}, "don't begin with the same prompt"),
+        ({"rejected": "bad"}, '"rejected": no messages with role and content'),
+        ({"rejected": turns("p", "good")}, '"rejected" equals "chosen"'),
+        ({"rejected": turns("p")}, "the assistant last"),
+        ({"score_chosen": "high"}, '"chosen_score" is high'),
+    ],
+)
+def test_a_bad_pair_of_chats_is_named(change: dict, told: str, tmp_path: Path):
+    with pytest.raises(InputError, match=rf"given\.jsonl:2: .*{told}|given\.jsonl:2: {told}"):
+        read_given(write(tmp_path / "given.jsonl", PUBLISHED, PUBLISHED | change))

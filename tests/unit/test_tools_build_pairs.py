@@ -11,24 +11,16 @@ from megatron_tower.data import preferences
 from megatron_tower.data.preferences import Preference
 from megatron_tower.rewards.pool import Verdict
 from megatron_tower.rollout import scorers
+from tests.unit.hf_folders import answering
 from tools import build_pairs
 
-SHAPE = ("num_layers=2", "window_layers=[0]", "hidden_size=32", "ffn_hidden_size=48", "kv_channels=8", "max_position_embeddings=256")
 EDIT = {"source": "Hi", "mt": "Halo", "post_edit": "Hallo", "source_locale": "en", "target_locale": "de_DE"}
 PROMPTS = 6
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An HF folder of random weights, whose answers are of all lengths and mostly don't end."""
-    from megatron_tower.data import tokenizer
-    from megatron_tower.models.hf import random_hf
-
-    folder = tmp_path_factory.mktemp("pairs")
-    tokenizer.train(["the quick brown fox jumps over the lazy dog " * 5, "What is 1 plus 2? " * 3], "gemma2", 330, folder / "tokenizer")
-    cfg = load(["model=tiny_gemma2", "data.vocab_size=330", *(f"model.{word}" for word in SHAPE)])
-    random_hf(cfg.model, folder / "hf", folder / "tokenizer", seed=1)
-    return folder / "hf"
+    return answering(tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture
@@ -50,10 +42,14 @@ def write(path: Path, *rows: dict) -> Path:
     return path
 
 
+def is_made(plan: build_pairs.Plan) -> bool:
+    return build_pairs.is_made(plan.output, plan.settings, "pairs.output")
+
+
 def build(cfg: Config) -> list[Preference]:
     """`python -m tools.build_pairs` on one rank, without Hydra."""
     plan = build_pairs.check(cfg)
-    assert not plan.is_done()
+    assert not is_made(plan)
     build_pairs.build(cfg, plan)
     return preferences.read(plan.output)
 
@@ -99,14 +95,14 @@ def test_nothing_is_done_twice_and_nothing_overwritten(words: list[str], tmp_pat
     moved = tmp_path / "moved.jsonl"
     (tmp_path / "items.jsonl").rename(moved)
     again = [*words, f"pairs.items={moved}", "pairs.batch_size=2", "pairs.processes=3"]
-    assert build_pairs.check(load(again)).is_done()
+    assert is_made(build_pairs.check(load(again)))
     before = (tmp_path / "pairs.jsonl").read_bytes()
     for change in ("pairs.samples=2", "pairs.minimum_gap=1.5", "seed=1"):
         with pytest.raises(InputError, match=f"made with another {change.split('=')[0]}: choose another pairs.output"):
-            build_pairs.check(load([*again, change])).is_done()
+            is_made(build_pairs.check(load([*again, change])))
     write(moved, item("What is 1 plus 1?", "2"))
     with pytest.raises(InputError, match=r"made with another pairs\.items"):
-        build_pairs.check(load(again)).is_done()
+        is_made(build_pairs.check(load(again)))
     assert (tmp_path / "pairs.jsonl").read_bytes() == before
 
 
@@ -118,13 +114,13 @@ def test_a_changed_output_is_not_taken_for_made(words: list[str], tmp_path: Path
     whole = output.read_text()
     output.write_text(whole[:-10])
     with pytest.raises(InputError, match="was changed"):
-        build_pairs.check(cfg).is_done()
+        is_made(build_pairs.check(cfg))
     output.unlink()
-    assert not build_pairs.check(cfg).is_done()  # the manifest alone promises nothing
+    assert not is_made(build_pairs.check(cfg))  # the manifest alone promises nothing
     output.write_text(whole)
     (tmp_path / "pairs.jsonl.manifest.json").unlink()
     with pytest.raises(InputError, match=r"without pairs\.jsonl\.manifest\.json"):
-        build_pairs.check(cfg).is_done()
+        is_made(build_pairs.check(cfg))
 
 
 def test_no_pair_at_all_is_an_error(words: list[str], tmp_path: Path, monkeypatch):
