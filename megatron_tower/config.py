@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 from megatron_tower.checks import layout_problems, phase_problems
 from megatron_tower.config_data import DataConfig
+from megatron_tower.config_prompts import PromptsConfig
 from megatron_tower.config_sft import EndpointConfig, SftConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -281,7 +282,7 @@ class PairsConfig:
 
     name: str = MISSING
     checkpoint: str | None = None  # samples the answers: a run directory, a checkpoint or an HF folder
-    items: str | None = None  # JSONL of prompts with their rewards; null: what the data step wrote
+    items: str | None = None  # JSONL of prompts with their rewards, or of SFT's chats; null: what the data step wrote
     answers: str | None = None  # JSONL of answers that were made elsewhere: {prompt, answers}
     given: str | None = None  # JSONL of ready pairs, or of post-edits {source, mt, post_edit, source_locale, target_locale}
     output: str | None = None  # null: <run_dir>/pairs.jsonl
@@ -320,6 +321,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     sft: SftConfig = field(default_factory=SftConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     run_dir: str = MISSING  # of the whole recipe; a phase lives in run_dir/<phase>
     seed: int = 1234
@@ -354,7 +356,10 @@ def _refuse(problems: Iterator[str]) -> None:
         raise InputError(found)
 
 
-def difference(old: Config, new: Config, ignore: tuple[str, ...] = ("parallel", "cluster", "eval", "pairs", "sft", "recipe")) -> list[str]:
+NOT_A_RUN = ("parallel", "cluster", "eval", "pairs", "sft", "prompts", "recipe")
+
+
+def difference(old: Config, new: Config, ignore: tuple[str, ...] = NOT_A_RUN) -> list[str]:
     """Keys that differ, as `phase.train_steps: 300 -> 400`; groups in `ignore` may change between runs of one directory."""
 
     def walk(a: object, b: object, path: str) -> Iterator[str]:

@@ -29,7 +29,7 @@ from megatron_tower.command import typed
 from megatron_tower.config import REPOSITORY, Config, InputError, difference
 
 MAY_CHANGE = (  # a run may move, go on with another layout, save in another way
-    *("run_dir", "cache", "parallel", "cluster", "eval", "pairs", "sft", "recipe"),
+    *("run_dir", "cache", "parallel", "cluster", "eval", "pairs", "sft", "prompts", "recipe"),
     *("phase.save_every", "phase.async_save", "phase.keep_last", "phase.keep_every", "phase.export"),
     *("phase.evaluate_every", "phase.evaluate_words"),
 )

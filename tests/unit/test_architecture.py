@@ -16,6 +16,7 @@ ROOMS = (
     "checks",
     "config_data",
     "config_sft",
+    "config_prompts",
     "config",
     "command",
     "runtime",

@@ -113,6 +113,7 @@ def _item(pair: Pair, glossaries: _Glossaries, families: tuple[str, ...], own_la
         "reward": "translation",
         "family": "+".join(families),
         "locale": pair.locale,
+        "origin": pair.origin,
         "answer": answer,
         "check": case,
     }
