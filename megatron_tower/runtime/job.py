@@ -35,7 +35,7 @@ from megatron_tower.runtime import processes, slurm
 from megatron_tower.runtime.run_dir import SECRET, write_text
 
 TRAIN, EVALUATE = "megatron_tower.train", "evaluation.run"
-RANKED = (TRAIN, EVALUATE, "tools.build_pairs")  # commands that the ranks of a layout run together
+RANKED = (TRAIN, EVALUATE, "tools.build_pairs", "tools.filter_prompts")  # commands that the ranks of a layout run together
 BAD_INPUT, STOPPED, TERMINATED = 2, 1, 128 + signal.SIGTERM
 PORTS = range(12_000, 30_000)  # below those that Linux gives to outgoing connections
 REFUSED, FAILED_NODES = "refused", "failed_nodes.json"  # that ranks leave in the job's folder
