@@ -23,16 +23,21 @@ class Contamination:
     """texts[i] is told by its index i. `among(*texts)`: which of them these repeat."""
 
     def __init__(self, texts: Sequence[str], n: int) -> None:
-        found: dict[int, list[tuple[np.ndarray, int]]] = {}
-        self.lines: dict[int, int] = {}  # of short texts
+        long: dict[int, list[tuple[np.ndarray, int]]] = {}
+        short: dict[int, list[tuple[int, int, int]]] = {}
+        self.lines: dict[int, int] = {}  # of texts that are too short for runs
         for index, text in enumerate(texts):
             hashes = word_hashes(text)
-            if len(hashes) < SHORTEST:
+            length = 2 * n if _unspaced(text) else n
+            if len(hashes) >= length:
+                long.setdefault(length, []).append((runs(hashes, length), index))
+            elif len(hashes) >= SHORTEST:
+                whole = int(runs(hashes, len(hashes))[0])
+                short.setdefault(int(runs(hashes, SHORTEST)[0]), []).append((len(hashes), whole, index))
+            else:
                 self.lines.setdefault(_line(text), index)
-                continue
-            length = min(len(hashes), 2 * n if _unspaced(text) else n)
-            found.setdefault(length, []).append((runs(hashes, length), index))
-        self.runs = {length: _sorted(of) for length, of in found.items()}
+        self.long = {length: _sorted(of) for length, of in long.items()}
+        self.short, self.begins = short, np.array(sorted(short), dtype=np.uint64)  # by their first words: most texts hold none of these
 
     def among(self, *texts: str) -> set[int]:
         """Of several evaluation texts that share a run, the first."""
@@ -40,13 +45,27 @@ class Contamination:
         for text in texts:
             if self.lines:
                 told.update(self.lines[line] for line in map(_line, text.split("\n")) if line in self.lines)
-            hashes = word_hashes(text) if self.runs else None
-            for length, (known, of) in self.runs.items():
-                here = runs(hashes, length)
-                at = np.searchsorted(known, here)
-                at[at == len(known)] = 0
-                told.update(of[at[known[at] == here]].tolist())
+            hashes = word_hashes(text) if self.long or self.short else ()
+            for length, (known, of) in self.long.items():
+                told.update(of[_found(runs(hashes, length), known)[1]].tolist())
+            if self.short:
+                here = runs(hashes, SHORTEST)
+                for at in _found(here, self.begins)[0].tolist():
+                    rest = hashes[at:]
+                    told.update(
+                        index
+                        for length, whole, index in self.short[int(here[at])]
+                        if len(rest) >= length and int(runs(rest[:length], length)[0]) == whole
+                    )
         return told
+
+
+def _found(here: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `here` are known, and where in `known`, which is sorted."""
+    at = np.searchsorted(known, here)
+    at[at == len(known)] = 0
+    hit = np.flatnonzero(known[at] == here)
+    return hit, at[hit]
 
 
 def _sorted(of: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
