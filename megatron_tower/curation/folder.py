@@ -40,6 +40,7 @@ INSTRUCTIONS = 2000  # that it is trained on besides
 def prepare(cfg: Config) -> Path | None:
     """Run the stages, or this array task's part of them; the first worker also makes the data folder, and returns it. Raises InputError."""
     index, count = _part(cfg.data.curation)
+    catalogues.check(cfg.data)
     pipeline = Pipeline(cfg)
     asked = cfg.data.curation.stages
     known = [FETCH, *(stage.name for stage in pipeline.stages)]

@@ -46,7 +46,7 @@ def prepare(cfg: Config, fill: Callable[[Path, Config], dict] | None = None) -> 
     settings = _settings(cfg)
     if _is_finished(folder, settings):
         return folder
-    _check(cfg.data)
+    check(cfg.data)
     started = time.monotonic()
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -91,7 +91,8 @@ def _is_finished(folder: Path, settings: dict) -> bool:
     return True
 
 
-def _check(data: DataConfig) -> None:
+def check(data: DataConfig) -> None:
+    """Raise InputError for settings that no data can be made with."""
     for code in data.locales:
         if locale(code).code not in LOCALES:
             raise InputError(f"data.locales: {code} is known for evaluation only: use some of {', '.join(LOCALES)}")

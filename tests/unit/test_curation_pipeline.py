@@ -15,8 +15,11 @@ from megatron_tower.config import Config, InputError
 from megatron_tower.config_data import CurationConfig, ScoreConfig, SourceConfig
 from megatron_tower.curation import folder, scores, shards
 from megatron_tower.curation.engine import Stage, run, total
+from megatron_tower.curation.filters import filters
 from megatron_tower.curation.pipeline import ROWS, Pipeline
+from megatron_tower.curation.readers import READERS
 from megatron_tower.data import manifest
+from megatron_tower.data import prepare as catalogues
 
 LEAK = "A ferry crossed the strait twice a day before the new bridge was opened to lorries and cars in May"
 
@@ -241,6 +244,22 @@ def test_scores_decide_who_stays(done: Pipeline, cfg: Config, monkeypatch: pytes
     assert sorted(kept) == lengths[10:] and asked == []
     assert total(scored.select.facts())["removed"]["low_edu"] == {"en": 10}
     assert ids(scored) - {f"english/en.jsonl:{i}" for i in range(1, 65)} == ids(done) - {f"english/en.jsonl:{i}" for i in range(1, 65)}
+
+
+@pytest.mark.parametrize("name", ["debian", "tower_plus"])
+def test_the_data_sets_of_conf_can_be_made(name: str) -> None:
+    """As far as settings and filters tell."""
+    cfg = load([f"data={name}"])
+    catalogues.check(cfg.data)
+    assert filters("documents", cfg.data.curation.documents) and filters("pairs", cfg.data.curation.pairs)
+    assert all(source.reader in READERS and source.licence and source.origin for source in cfg.data.curation.sources.values())
+
+
+def test_settings_of_the_folder_are_asked_before_the_stages(cfg: Config, tmp_path: Path) -> None:
+    curation = replace(cfg.data.curation, work=str(tmp_path / "work"))
+    with pytest.raises(InputError, match=r"data.instruction_kinds is empty"):
+        folder.prepare(replace(cfg, data=replace(cfg.data, curation=curation, instruction_kinds=[])))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
