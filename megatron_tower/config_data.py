@@ -48,7 +48,7 @@ class CurationConfig:
     tokens: int = 0  # of CPT in all; 0: everything, once, whatever shares it makes
     temperature: float = 1.0  # of the languages within a part: share ~ tokens ** temperature
     document_tokens: int = 4096  # longest text of translated sentences that follow one another
-    sft_pairs: int = 20000  # of each locale that SFT, WPO and GRPO are made from
+    sft_pairs: int = 5000  # of each locale that SFT, WPO and GRPO are made from
     workers: int = 0  # processes; 0: one a core
     part: str = "0/1"  # of the files: that of the first of so many array tasks, which work on the same folders
     stages: list[str] = field(default_factory=list)  # to run, and no data folder; none named: all, and the folder

@@ -82,13 +82,11 @@ def assemble(folder: Path, pipeline: Pipeline) -> dict:
     shutil.copytree(pipeline.plan.folder(0) / "tokenizer", folder / "tokenizer")
     words = pipeline.tokenizer()
     held_pairs, held_text, repeated = _held_out(pipeline)
-    pairs = _sample(pipeline)
-    for code in data.locales:
-        pairs += cldr.generate(code, data.cldr_kinds, data.cldr_per_locale, data.seed)
-    train, test, _, _ = split(pairs, data.held_out)
-    test = [pair for pair in test if pair.kind != "corpus"] + held_pairs  # corpora were divided by document
+    made = [pair for code in data.locales for pair in cldr.generate(code, data.cldr_kinds, data.cldr_per_locale, data.seed)]
+    train, test, _, _ = split(made, data.held_out)
+    test += held_pairs
     held = HeldOut(text for pair in test for text in (pair.source, pair.target))
-    train = [pair for pair in train if not held.leaks(pair.source) and not held.leaks(pair.target)]
+    train = [pair for pair in (*_sample(pipeline), *train) if not held.leaks(pair.source) and not held.leaks(pair.target)]
     for side, members in (("training", train), ("held-out", test)):
         if missing := [code for code in data.locales if not any(pair.locale == code for pair in members)]:
             raise InputError(
