@@ -40,9 +40,11 @@ INSTRUCTIONS = 2000  # that it is trained on besides
 def prepare(cfg: Config) -> Path | None:
     """Run the stages, or this array task's part of them; the first worker also makes the data folder, and returns it. Raises InputError."""
     index, count = _part(cfg.data.curation)
+    asked = cfg.data.curation.stages
+    if not (asked or index) and catalogues.is_finished(cfg):
+        return Path(cfg.data.folder)
     catalogues.check(cfg.data)
     pipeline = Pipeline(cfg)
-    asked = cfg.data.curation.stages
     known = [FETCH, *(stage.name for stage in pipeline.stages)]
     if unknown := sorted(set(asked) - set(known)):
         raise InputError(f"data.curation.stages: {unknown[0]} is unknown: use some of {', '.join(known)}")

@@ -44,7 +44,7 @@ def prepare(cfg: Config, fill: Callable[[Path, Config], dict] | None = None) -> 
     """
     folder = Path(cfg.data.folder)
     settings = _settings(cfg)
-    if _is_finished(folder, settings):
+    if is_finished(cfg):
         return folder
     check(cfg.data)
     started = time.monotonic()
@@ -57,7 +57,7 @@ def prepare(cfg: Config, fill: Callable[[Path, Config], dict] | None = None) -> 
         try:
             os.rename(partial, folder)
         except OSError:  # someone else finished it meanwhile
-            if not _is_finished(folder, settings):
+            if not is_finished(cfg):
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -79,7 +79,9 @@ def _settings(cfg: Config) -> dict:
     return {**settings, "model.family": cfg.model.family, "model.hf_folder": own, "format": FORMAT}
 
 
-def _is_finished(folder: Path, settings: dict) -> bool:
+def is_finished(cfg: Config) -> bool:
+    """Whether the folder is there, whole; raises InputError for one that was made with other settings, or is damaged."""
+    folder, settings = Path(cfg.data.folder), _settings(cfg)
     if not folder.exists():
         return False
     if not (folder / manifest.NAME).is_file():

@@ -258,7 +258,7 @@ def test_the_data_sets_of_conf_can_be_made(name: str) -> None:
 def test_settings_of_the_folder_are_asked_before_the_stages(cfg: Config, tmp_path: Path) -> None:
     curation = replace(cfg.data.curation, work=str(tmp_path / "work"))
     with pytest.raises(InputError, match=r"data.instruction_kinds is empty"):
-        folder.prepare(replace(cfg, data=replace(cfg.data, curation=curation, instruction_kinds=[])))
+        folder.prepare(replace(cfg, data=replace(cfg.data, curation=curation, folder=str(tmp_path / "folder"), instruction_kinds=[])))
     assert not list(tmp_path.iterdir())
 
 
