@@ -210,7 +210,8 @@ def _registry() -> ModuleType:
     rank = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = "1"  # on rank 0 lm-eval downloads punkt_tab while it is imported
     try:
-        with _in_place_of({"lm_eval.tasks": around, "scipy": None, "sklearn": None}):
+        sys.modules.setdefault("lm_eval.tasks", around)  # stays: the checkers of other languages are looked for through it
+        with _in_place_of({"scipy": None, "sklearn": None}):
             import nltk
             from lm_eval.tasks.ifeval import instructions_registry, utils  # noqa: F401  utils: of `followed`
     finally:
@@ -224,8 +225,8 @@ def _registry() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _in_place_of(modules: dict[str, ModuleType | None]) -> Iterator[None]:
-    """What imports find inside for modules that were not imported before; None: that there is no such module."""
+def _in_place_of(modules: dict[str, None]) -> Iterator[None]:
+    """What imports find inside for modules that were not imported before: None, no such module."""
     own = {name: module for name, module in modules.items() if name not in sys.modules}
     sys.modules.update(own)
     try:

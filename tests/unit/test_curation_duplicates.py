@@ -29,7 +29,7 @@ def test_near_copies_are_found_and_others_stay() -> None:
     """Of 200 planted copies with 3 of 100 words changed nearly all; of 400 unrelated texts none."""
     rng = random.Random(1)
     originals = [document(rng) for _ in range(400)]
-    copies = [[rng.choice(WORDS) if rng.random() < 0.02 else word for word in text] for text in originals[:200]]
+    copies = [[*(rng.choice(WORDS) if rng.random() < 0.02 else word for word in text), "changed"] for text in originals[:200]]
     found = why([" ".join(text) for text in originals + copies])
     assert set(found[:400]) == {""}
     assert sum(reason == "near_duplicate" for reason in found[400:]) > 170  # similarity about 0.82
