@@ -112,9 +112,9 @@ def assemble(folder: Path, pipeline: Pipeline) -> dict:
 def make_tokenizer(pipeline: Pipeline, folder: Path) -> "PreTrainedTokenizerFast":
     """The model's own, or one trained on as much text of each language as of any other, and on the words of instructions."""
     data = pipeline.data
-    general = instructions.generate(data.instruction_kinds, INSTRUCTIONS, data.seed, held_out=False, share=data.held_out)
     if pipeline.cfg.model.hf_folder:
         return catalogues.make_tokenizer(pipeline.cfg, [], [], folder)
+    general = instructions.generate(data.instruction_kinds, INSTRUCTIONS, data.seed, held_out=False, share=data.held_out)
     groups = Counter()
     texts = []
     for task in range(len(pipeline.names)):
