@@ -21,7 +21,6 @@ import math
 import os
 import shlex
 import signal
-import socket
 import sys
 import time
 import zlib
@@ -31,13 +30,12 @@ from types import FrameType
 
 from megatron_tower.command import own_words
 from megatron_tower.config import REPOSITORY, ClusterConfig, Config, InputError
-from megatron_tower.runtime import processes, slurm
+from megatron_tower.runtime import ports, processes, slurm
 from megatron_tower.runtime.run_dir import SECRET, write_text
 
 TRAIN, EVALUATE = "megatron_tower.train", "evaluation.run"
 RANKED = (TRAIN, EVALUATE, "tools.build_pairs", "tools.filter_prompts")  # commands that the ranks of a layout run together
 BAD_INPUT, STOPPED, TERMINATED = 2, 1, 128 + signal.SIGTERM
-PORTS = range(12_000, 30_000)  # below those that Linux gives to outgoing connections
 REFUSED, FAILED_NODES = "refused", "failed_nodes.json"  # that ranks leave in the job's folder
 CLOSE = 5.0  # seconds before the time limit from which on SIGTERM means the time limit
 
@@ -232,16 +230,7 @@ def _supervise(command: list[str], environment: dict[str, str]) -> tuple[int, bo
 
 def _port(job: str) -> int:
     """A free port of this node, where rank 0 will be: jobs of one cluster begin to look one apart, clusters anywhere."""
-    first = zlib.crc32(os.environ.get("SLURM_CLUSTER_NAME", "").encode()) + int(job)
-    for shift in range(len(PORTS)):
-        port = PORTS[(first + shift) % len(PORTS)]
-        with socket.socket() as candidate:
-            try:
-                candidate.bind(("", port))
-                return port
-            except OSError:
-                continue
-    raise RuntimeError(f"no port from {PORTS.start} to {PORTS.stop} is free on this node")
+    return ports.free(zlib.crc32(os.environ.get("SLURM_CLUSTER_NAME", "").encode()) + int(job))
 
 
 def _show(logs: Path, code: int) -> None:

@@ -8,7 +8,7 @@ SIGINT, SIGTERM and SIGUSR2 are passed on, so that a signal means to all ranks w
 
 import contextlib
 import os
-import socket
+import random
 import subprocess
 import sys
 import time
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_tower.command import own_words
 from megatron_tower.config import Config
-from megatron_tower.runtime import processes
+from megatron_tower.runtime import ports, processes
 from megatron_tower.runtime.distributed import place, threads_per_rank
 
 GRACE = 5.0  # seconds that the other ranks have to end by themselves after one has failed
@@ -44,7 +44,7 @@ def run_ranks(module_argv: list[str], world_size: int, threads: int, logs: Path)
         "WORLD_SIZE": world_size,
         "LOCAL_WORLD_SIZE": world_size,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": _free_port(),
+        "MASTER_PORT": ports.free(random.SystemRandom().randrange(len(ports.PORTS))),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         "OMP_NUM_THREADS": threads,
     }
@@ -87,12 +87,6 @@ def _kill(ranks: list[subprocess.Popen]) -> None:
         if rank.poll() is None:
             rank.kill()
         rank.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def _log(logs: Path, rank: int) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_tower.command import load
 from megatron_tower.config import REPOSITORY, ClusterConfig, ContainerConfig
-from megatron_tower.runtime import job, slurm
+from megatron_tower.runtime import job, ports, slurm
 from megatron_tower.runtime.job import Job
 
 CLUSTER = ClusterConfig(name="mine", launcher="slurm", ranks_per_node=8, gpus_per_node=8, cpus_per_rank=12, srun=["--mpi=none"])
@@ -42,7 +42,7 @@ def test_ranks_run_in_their_container(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_ports_are_those_of_the_job_and_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "one")
     first = job._port("1000")
-    assert first in job.PORTS and job._port("1001") == first + 1
+    assert first in ports.PORTS and job._port("1001") == first + 1
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "two")
     assert job._port("1000") not in (first, first + 1)
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "one")
