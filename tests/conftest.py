@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,3 +52,21 @@ def launch(tmp_path: Path) -> Callable[..., None]:
         assert code == 0, f"{module} on {world_size} ranks ended with {code}; its output is captured above"
 
     return run
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """`disk(size)`: a folder on a disk of its own that holds so many bytes; called again, the same disk with more room."""
+    folder = tmp_path / "disk"
+
+    def holds(size: int) -> Path:
+        again = "remount," if folder.is_dir() else ""
+        folder.mkdir(exist_ok=True)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"{again}size={size}", "none", folder], capture_output=True, text=True)
+        if mounted.returncode:
+            pytest.skip(f"no disk of {size} bytes can be mounted here: {mounted.stderr.strip()}")
+        return folder
+
+    yield holds
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)

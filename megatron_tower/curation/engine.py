@@ -9,7 +9,6 @@ others go on, and the next run does that task again.
 Leaves out: what a stage does; removing the folders of settings that nobody asks for any more.
 """
 
-import errno
 import multiprocessing
 import os
 import shutil
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_tower.config import InputError
-from megatron_tower.runtime.run_dir import write_text
+from megatron_tower.runtime.run_dir import is_full, write_text
 
 Facts = dict[str, Any]
 FACTS = "facts.json"
@@ -175,13 +174,14 @@ def _do(stage: Stage, task: int, tell: connection.Connection) -> None:
             shutil.rmtree(left, ignore_errors=True)
     except InputError as error:
         why = str(error)
-    except OSError as error:
-        why = repr(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            why = f"the disk of {stage.root} is full: free space and run the same command again"
     except BaseException as error:
-        why = f"{error!r}, see {log}"
-        write_text(log, traceback.format_exc())
+        if is_full(error):
+            why = f"the disk of {stage.root} is full: free space and run the same command again"
+        elif isinstance(error, OSError):
+            why = repr(error)
+        else:
+            why = f"{error!r}, see {log}"
+            write_text(log, traceback.format_exc())
     if why:
         shutil.rmtree(partial, ignore_errors=True)
         tell.send(why)

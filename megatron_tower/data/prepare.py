@@ -24,6 +24,7 @@ from megatron_tower.data.examples import Example
 from megatron_tower.data.locales import LOCALES, locale
 from megatron_tower.data.pair import Pair
 from megatron_tower.data.split import HeldOut, split
+from megatron_tower.runtime.run_dir import is_full
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -59,6 +60,10 @@ def prepare(cfg: Config, fill: Callable[[Path, Config], dict] | None = None) -> 
         except OSError:  # someone else finished it meanwhile
             if not is_finished(cfg):
                 raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise InputError(f"the disk of {folder} is full: free space and run the same command again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _report(folder, facts, time.monotonic() - started)

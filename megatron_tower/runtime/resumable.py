@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from megatron_tower.config import InputError
-from megatron_tower.runtime.run_dir import nearest, write_text
+from megatron_tower.runtime.run_dir import is_full, nearest, write_text
 
 PLAN, DONE = ".plan.json", ".done"
 BLOCK = 1 << 18  # bytes written at once: 1 MiB took the kernel four times the CPU time on ext4, 16 MiB ten times
@@ -121,7 +121,7 @@ def produce(plan: Plan) -> None:
             shutil.rmtree(partial, ignore_errors=True)  # made from bytes that can't be trusted; on NFS the open lock stays
             raise
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if not is_full(error):
                 raise
             raise InputError(f"the disk of {partial} is full: free some space and run again, finished files are kept") from error
         for path in (*partial.rglob("*"), partial):

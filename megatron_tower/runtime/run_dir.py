@@ -12,10 +12,12 @@
 Leaves out: checkpoints (`training/saving.py`). Only rank 0 writes here.
 """
 
+import errno
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +84,13 @@ def write_text(path: Path, text: str) -> None:
 def nearest(path: Path) -> Path:
     """The deepest that is there on the way to `path`, which may be itself."""
     return next(there for there in (path.absolute(), *path.absolute().parents) if there.exists())
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota has no room left. NumPy (`tofile`) and tokenizers (Rust) tell it in words alone, without a number."""
+    numbers = errno.ENOSPC, errno.EDQUOT
+    words = (*map(os.strerror, numbers), r"\d+ requested and \d+ written", r"Not enough free space to write \d+ bytes")
+    return getattr(error, "errno", None) in numbers or bool(re.search("|".join(words), str(error)))
 
 
 def git(*words: str) -> str | None:

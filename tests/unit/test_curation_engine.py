@@ -1,10 +1,12 @@
 """Stages over shards: whatever ends a worker, a rerun completes, and nothing is doubled, lost or half written."""
 
-import errno
 import os
+import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_tower.config import InputError
@@ -55,17 +57,44 @@ def test_a_killed_worker_takes_its_task_alone(tmp_path: Path, undisturbed: dict[
     assert content(healed) == undisturbed  # what killed workers left is gone, too
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    def full(task: int) -> None:
-        if task == 5:
-            raise OSError(errno.ENOSPC, "No space left on device")
+def _indexed(folder: Path, data: bytes) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    hurt = stage(tmp_path / "hurt", full)
-    with pytest.raises(InputError, match=r"first is file 5: the disk of .*hurt is full: free space"):
-        run(hurt, workers=1)
-    assert not list(hurt.root.glob(".*"))
-    run(stage(tmp_path / "hurt"), workers=1)
-    assert content(hurt) == undisturbed
+    builder = IndexedDatasetBuilder(str(folder / "rows.bin"), dtype=np.uint8)
+    for at in range(0, len(data), 100):
+        builder.add_document(np.frombuffer(data[at : at + 100], np.uint8), [100])
+    builder.finalize(str(folder / "rows.idx"))
+
+
+WAYS = {  # in which stages write
+    "rows": lambda folder, data: shards.write(folder / "rows", ({"text": data[at : at + 100].hex()} for at in range(0, len(data), 100))),
+    "npy": lambda folder, data: np.save(folder / "rows.npy", np.frombuffer(data, np.uint8)),
+    "npz": lambda folder, data: np.savez(folder / "rows.npz", rows=np.frombuffer(data, np.uint8)),
+    "bytes": lambda folder, data: (folder / "rows").write_bytes(data),
+    "indexed": _indexed,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, disk: Callable[[int], Path], way: str) -> None:
+    """A real one, with room for five or six tasks of twelve."""
+
+    def fills(root: Path) -> Stage:
+        def work(task: int, folder: Path) -> dict:
+            WAYS[way](folder, random.Random(task).randbytes(50_000))
+            return {"rows": 500}
+
+        return Stage("fills", root, [f"file {i}" for i in range(TASKS)], work)
+
+    run(fills(tmp_path / "undisturbed"), workers=2)
+    hurt = fills(disk(380_000) / "hurt")
+    with pytest.raises(InputError, match=r"^fills: \d of 12 .*, the first is file \d+: the disk of .*hurt is full: free space and run "):
+        run(hurt, workers=2)
+    assert 0 < len(hurt.missing()) < TASKS
+    assert {path.name for path in hurt.root.iterdir()} == {f"{task:05d}" for task in range(TASKS) if task not in hurt.missing()}
+    disk(2_000_000)
+    run(hurt, workers=2)
+    assert content(hurt) == content(fills(tmp_path / "undisturbed"))
 
 
 def test_a_programming_error_leaves_its_traceback(tmp_path: Path) -> None:

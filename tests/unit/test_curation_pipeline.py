@@ -3,7 +3,9 @@
 import contextlib
 import json
 import random
+import re
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from megatron_tower.curation.readers import READERS
 from megatron_tower.data import manifest
 from megatron_tower.data import prepare as catalogues
 
+PAGE = 4096
 LEAK = "A ferry crossed the strait twice a day before the new bridge was opened to lorries and cars in May"
 
 
@@ -88,6 +91,10 @@ def content(stages: list[Stage]) -> dict[str, bytes]:
         for p in sorted(stage.root.rglob("*"))
         if p.is_file()
     }
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def ids(pipeline: Pipeline) -> set[str]:
@@ -165,8 +172,7 @@ def test_an_array_makes_the_same_bytes(done: Pipeline, cfg: Config, tmp_path: Pa
         one = replace(cfg, data=replace(cfg.data, folder=str(tmp_path / "folder"), curation=replace(moved, part=part)))
         made = folder.prepare(one)
     assert content(Pipeline(one).stages) == content(done.stages)
-    files = {p.relative_to(made): p.read_bytes() for p in made.rglob("*") if p.is_file()}
-    assert files == {p.relative_to(cfg.data.folder): p.read_bytes() for p in Path(cfg.data.folder).rglob("*") if p.is_file()}
+    assert files(made) == files(Path(cfg.data.folder))
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(done: Pipeline, cfg: Config, tmp_path: Path) -> None:
@@ -200,6 +206,26 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(done: Pipeline, cf
             if not stage.missing():
                 break
     assert kills and content(again.stages[:3]) == content(done.stages[:3])
+
+
+def test_a_disk_that_fills_again_and_again(done: Pipeline, cfg: Config, tmp_path: Path, disk: Callable[[int], Path]) -> None:
+    """A real one, with a little more room each time: each stage and the folder meet its end, and the bytes are those of a large disk."""
+    size, room, told = 8 * PAGE, disk(8 * PAGE), []
+    curation = replace(cfg.data.curation, work=str(room / "work"))
+    again = replace(cfg, data=replace(cfg.data, folder=str(room / "folder"), curation=curation))
+    while not (room / "folder").is_dir():
+        try:
+            folder.prepare(again)
+        except InputError as error:
+            told += re.findall(r"the disk of \S+/(\w+?)(?:-\w+)? is full: free space and run the same command again$", str(error)) or [
+                error
+            ]
+            assert not [path for path in room.rglob("*") if path.name.startswith(".") or path.suffix == ".traceback"]
+        size += size // 3 if "tokenize" in told else 8 * PAGE
+        disk(size)
+    assert set(told) >= {"filter", "select", "plan", "tokenize", "folder"}
+    assert content(Pipeline(again).stages) == content(done.stages)
+    assert files(room / "folder") == files(Path(cfg.data.folder))
 
 
 def test_a_changed_setting_keeps_the_stages_before_it(done: Pipeline, cfg: Config) -> None:
