@@ -41,7 +41,7 @@ class PromptsConfig:
     output: str | None = None  # null: <run_dir>/prompts.jsonl
     count: int = 0
     sources: dict[str, PromptSourceConfig] = field(default_factory=dict)
-    decontaminate: list[str] = field(default_factory=list)  # JSONL files of evaluation sets, `*` as in a shell
+    decontaminate: list[str] = field(default_factory=list)  # JSONL files of evaluation sets
     ngram: int = 13  # words that are enough to call a prompt contaminated
     tokenizer: str | None = None  # folder; null: no prompt is too long
     max_prompt_tokens: int = 4096

@@ -4,6 +4,7 @@ Texts written without spaces count each character, so twice as many are asked fo
 Leaves out: paraphrases and translations of an evaluation set.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from megatron_tower.data import jsonl
 from megatron_tower.data.pair import key
 from megatron_tower.data.split import words
 
+VERSION = 2  # of which texts are looked for, and how
 SHORTEST = 5  # words; shorter texts ("Save the page") are part of ordinary language
 
 
@@ -84,13 +86,26 @@ def _unspaced(text: str) -> bool:
     return sum(len(word) == 1 and word > "\u3000" for word in found) > len(found) / 2
 
 
-def texts_of(path: Path) -> list[str]:
-    """Every text in the rows of an evaluation set, whatever its fields are called; raises InputError for what is no JSON Lines."""
-    return [text for _, row in jsonl.read(path, "name evaluation sets in data.curation.decontaminate") for text in _strings(row)]
+def texts_of(path: Path, setting: str) -> list[str]:
+    """The texts in the rows of an evaluation set, whatever its fields are called; `setting` names it.
+
+    Left out, as lines of their own that other text has, too: short texts of a field that says each of them ten times over ("news"), and
+    what has no letters ("42"). Raises InputError for what is no JSON Lines.
+    """
+    rows = jsonl.read(path, f"name evaluation sets in {setting}", f'{{"source": "..."}}, with any fields ({setting})')
+    found = [one for _, row in rows for one in _strings(row)]
+    times, distinct = Counter(name for name, _ in found), Counter(name for name, _ in set(found))
+    labels = {name for name in times if times[name] >= 10 * distinct[name]}
+    return [text for name, text in found if any(map(str.isalpha, text)) and not (name in labels and len(words(text)) < SHORTEST)]
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(field, text); the texts of a list are of one field."""
     if isinstance(value, str):
-        yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _strings(inner)
+        yield name, value
+    elif isinstance(value, dict):
+        for field, inner in value.items():
+            yield from _strings(inner, f"{name}.{field}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, name)

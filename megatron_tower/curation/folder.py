@@ -75,6 +75,8 @@ def _tell(stage: Stage) -> None:
     print(f"{stage.name}: {rows:,} rows, {sum(facts['bytes'].values()) / 1e6:,.1f} MB; {rows - sum(gone.values()):,} rows left", flush=True)
     for reason, count in sorted(gone.items(), key=lambda one: -one[1]):
         print(f"    {reason:24} {count:>12,}  {100 * count / rows:5.2f} %", flush=True)
+    for path, count in sorted(facts.get("leaks", {}).items()):
+        print(f"    of {path:21} {count:>12,}", flush=True)
     for name, count in sorted(facts.get("anomalies", {}).items()):
         print(f"    anomaly {name:16} {count:>12,}", flush=True)
 

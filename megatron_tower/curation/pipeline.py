@@ -60,6 +60,7 @@ class Pipeline:
         for name, (_, score) in self.scored.items():
             scores.check(name, score)
         self.against = {path: _sha256(path) for path in self.curation.decontaminate}
+        self.evaluation = {path: contamination.texts_of(Path(path), "data.curation.decontaminate") for path in self.against}
         self.filter = self._filter_stage()
         self.duplicates = self._stage("duplicates", self._duplicates, [self.filter], list(self.curation.unique_sides), ["all files"])
         self.scores = {name: self._score_stage(name, score) for name, (_, score) in self.scored.items()}
@@ -176,27 +177,31 @@ class Pipeline:
     def _select_stage(self) -> Stage:
         minima = {name: [score.minimum, dict(score.minimum_of)] for name, (_, score) in self.scored.items()}
         after = [self.filter, self.duplicates, *self.scores.values()]
-        return self._stage("select", self._select, after, [self.against, self.curation.ngram, minima], prepare=self._index)
+        settings = [self.against, contamination.VERSION, self.curation.ngram, minima]
+        return self._stage("select", self._select, after, settings, prepare=self._index)
 
     def _index(self) -> None:
         """Once, for all tasks: evaluation sets, whose repeats go from training; and held-out text, which goes where training repeats it."""
-        published = [text for path in self.against for text in contamination.texts_of(Path(path))]
-        self.published = contamination.Contamination(published, self.curation.ngram)
+        self.set_of = [path for path, texts in self.evaluation.items() for _ in texts]
+        self.published = contamination.Contamination([text for texts in self.evaluation.values() for text in texts], self.curation.ngram)
         self.held = contamination.Contamination(self.held_texts, self.curation.ngram)
 
     def _select(self, task: int, folder: Path) -> Facts:
-        account, hits, low = Account(), set(), self._low(task)
+        account, hits, low, leaks = Account(), set(), self._low(task), Counter()
         reasons = self.duplicates.facts()[0]["reasons"]
         with shards.Writer(folder / ROWS) as out:
             for row, code in zip(shards.read(self.filter.folder(task) / KEPT), self._why(task), strict=True):
                 account.saw(row)
-                if reason := reasons[code] or low(row) or ("contaminated" if self.published.among(*sides(row)) else ""):
+                if reason := reasons[code] or low(row):
                     account.lost(row, reason)
+                elif repeated := sorted({self.set_of[index] for index in self.published.among(*sides(row))}):
+                    leaks.update(repeated)
+                    account.lost(row | {"repeats": repeated}, "contaminated")
                 else:
                     out.write(row)
                     hits |= self.held.among(*sides(row))
         np.save(folder / "hits.npy", np.array(sorted(hits), dtype=np.int64))
-        return account.write(folder)
+        return account.write(folder) | {"leaks": dict(leaks)}
 
     @cached_property
     def held_rows(self) -> list[Row]:

@@ -78,7 +78,7 @@ def contamination(paths: Sequence[str], n: int) -> Callable[[str], bool]:
     """Whether a text repeats one of evaluation sets; raises InputError for a file that is not there, or no JSON Lines."""
     if missing := [path for path in paths if not Path(path).is_file()]:
         raise InputError(f"sft.decontaminate: {missing[0]} is missing: name JSONL files of evaluation sets")
-    known = Contamination([text for path in paths for text in texts_of(Path(path))], n)
+    known = Contamination([text for path in paths for text in texts_of(Path(path), "sft.decontaminate")], n)
     return lambda text: bool(known.among(text))
 
 

@@ -43,7 +43,7 @@ class Sieve:
 
     def __init__(self, cfg: PromptsConfig) -> None:
         self.cfg, self.seen, self.tokenizer = cfg, set(), None
-        texts = [text for path in cfg.decontaminate for text in texts_of(Path(path))]
+        texts = [text for path in cfg.decontaminate for text in texts_of(Path(path), "prompts.decontaminate")]
         self.known = Contamination(texts, cfg.ngram) if texts else None
         if cfg.tokenizer:
             from transformers import AutoTokenizer

@@ -52,7 +52,22 @@ def test_texts_of_an_evaluation_set(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     rows = [{"id": 3, "source": "a", "kwargs": [{"word": "b"}, None]}, {"messages": [{"role": "user", "content": "c"}]}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert texts_of(path) == ["a", "b", "user", "c"]
-    path.write_text("{")
-    with pytest.raises(InputError, match=r"set.jsonl:1: not JSON"):
-        texts_of(path)
+    assert texts_of(path, "sft.decontaminate") == ["a", "b", "user", "c"]
+
+
+@pytest.mark.parametrize("content", ["{", "id\tsource\n1\tA sentence\n", '["a"]\n'])
+def test_what_is_no_evaluation_set(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "set.jsonl"
+    with pytest.raises(InputError, match=r"set.jsonl is missing: name evaluation sets in sft.decontaminate"):
+        texts_of(path, "sft.decontaminate")
+    path.write_text(content)
+    with pytest.raises(InputError, match=r'set.jsonl:1: .*must be one object like {"source": "..."}, with any fields .sft.decontaminate.$'):
+        texts_of(path, "sft.decontaminate")
+
+
+def test_labels_and_numbers_are_no_texts(tmp_path: Path) -> None:
+    """What ten rows say alike, where it is short; a context that ten questions share is looked for."""
+    rows = [{"domain": "news", "context": LONG, "question": f"Who {i}?", "answer": str(i), "turns": [{"role": "user"}]} for i in range(10)]
+    path = tmp_path / "set.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert texts_of(path, "") == [text for i in range(10) for text in (LONG, f"Who {i}?")]

@@ -126,6 +126,75 @@ def test_what_was_planted_is_gone_and_nothing_else(done: Pipeline) -> None:
     assert not any(LEAK in json.dumps(row) for task in range(len(done.names)) for row in done.selected(task))
 
 
+def sets(root: Path, rng: random.Random) -> dict[str, dict[str, str]]:
+    """Evaluation sets as they are published, 20 rows each: {path: {field: its text in the eighth row}}."""
+
+    def wmt24pp(i: int) -> dict:
+        told = {"lp": "en-de_DE", "domain": ("news", "speech")[i % 2], "document_id": f"test-en-news_a.{i}", "segment_id": i}
+        target = words(rng, 20, "äöükln")
+        return told | {"is_bad_source": False, "source": words(rng, 20), "target": target, "original_target": words(rng, 20, "äöükln")}
+
+    def gsm8k(i: int) -> dict:
+        return {"question": words(rng, 40), "answer": f"{words(rng, 30)}\n#### {i}"}
+
+    def ifeval(i: int) -> dict:
+        given = [{"relation": "at least", "num_words": 300, "keywords": None}, {}]
+        return {"key": 1000 + i, "prompt": words(rng, 40), "instruction_id_list": ["length_constraints:number_words"], "kwargs": given}
+
+    def math(i: int) -> dict:
+        return {"problem": words(rng, 30), "solution": words(rng, 30), "answer": str(i), "subject": "Algebra", "level": i % 5}
+
+    def arena(i: int) -> dict:
+        return {"question_id": str(i), "category": "arena-hard-v0.1", "turns": [{"content": words(rng, 30), "role": "user"}]}
+
+    planted = {}
+    for name, row in (("en-de_DE", wmt24pp), ("gsm8k", gsm8k), ("ifeval", ifeval), ("math", math), ("m_arenahard", arena)):
+        rows = [row(i) for i in range(20)]
+        long = rows[7] | {f"turns.{i}": turn["content"] for i, turn in enumerate(rows[7].get("turns", []))}
+        path = write(root / f"{name}.jsonl", rows)
+        planted[path] = {field: text for field, text in long.items() if isinstance(text, str) and len(text.split()) > 12}
+    return planted
+
+
+def test_every_field_of_an_evaluation_set_is_found(cfg: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In a document and in a pair; what only says a set's label or number stays."""
+    rng = random.Random(9)
+    planted = sets(tmp_path, rng)
+    leaks = [(path, text.split("\n")[0]) for path, fields in planted.items() for text in fields.values()]
+    assert len(leaks) == 9
+    clean = [words(rng, 60) for _ in range(20)] + [
+        f"{words(rng, 30)}\n{label}\n{words(rng, 30)}"
+        for label in ("news", "Speech", "at least", "Algebra", "user", "7", "en-de_DE", "arena-hard-v0.1")
+    ]
+    documents = write(
+        tmp_path / "documents.jsonl",
+        [{"text": text} for text in clean] + [{"text": f"{words(rng, 20)}\n{leak} {words(rng, 20)}"} for _, leak in leaks],
+    )
+    pairs = write(
+        tmp_path / "pairs.jsonl",
+        [{"source": words(rng, 9), "target": words(rng, 9)} for _ in range(20)]
+        + [{"source": "News", "target": "Speech"}]
+        + [{"source": words(rng, 9), "target": f"{words(rng, 3)} {leak}"} for _, leak in leaks],
+    )
+    sources = {
+        "documents": replace(cfg.data.curation.sources["english"], files=[documents]),
+        "pairs": replace(cfg.data.curation.sources["pairs"], files=[pairs]),
+    }
+    curation = replace(cfg.data.curation, work=str(tmp_path / "work"), sources=sources, documents={}, decontaminate=list(planted))
+    asked = replace(cfg, data=replace(cfg.data, held_out=1e-9, curation=replace(curation, stages=["filter", "duplicates", "select"])))
+    folder.prepare(asked)
+    found = Pipeline(asked)
+    facts = total(found.select.facts())
+    assert {reason: sum(counts.values()) for reason, counts in facts["removed"].items()} == {"contaminated": 18}
+    assert facts["leaks"] == {path: 2 * len(fields) for path, fields in planted.items()}
+    assert ids(found) == {f"documents/documents.jsonl:{i}" for i in range(1, 29)} | {f"pairs/pairs.jsonl:{i}" for i in range(1, 22)}
+    printed = capfd.readouterr().out
+    assert all(f"of {path}" in printed for path in planted)
+    for row in (row for task in range(2) for row in shards.read(found.select.folder(task) / "removed.jsonl.zst")):
+        text = row.get("text") or row["target"]
+        assert row["repeats"] == [path for path in planted if any(leak in text for of, leak in leaks if of == path)]
+
+
 def test_removed_rows_can_be_looked_at(done: Pipeline) -> None:
     removed = [row for task in range(len(done.names)) for row in shards.read(done.select.folder(task) / "removed.jsonl.zst")]
     assert {(row["reason"], row["id"]) for row in removed} >= {
@@ -299,6 +368,7 @@ def test_settings_of_the_folder_are_asked_before_the_stages(cfg: Config, tmp_pat
         ),
         ({"documents": {"lenght": {}}}, r"data.curation.documents.lenght is unknown"),
         ({"decontaminate": ["missing.jsonl"]}, r"missing.jsonl can't be read .No such file"),
+        ({"decontaminate": [__file__]}, r"pipeline.py:1: not JSON .*.data.curation.decontaminate.$"),
         ({"sources": {}}, r"names no sources"),
     ],
 )
