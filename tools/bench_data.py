@@ -100,7 +100,7 @@ def _ours(texts: list[str], scratch: Path) -> dict[str, Turn]:
     return {
         "filter": _timed(filtering),
         "near-duplicate signatures": _timed(lambda: [duplicates.of_document({"text": text}, True) for text in texts]),
-        "tokenize": _timed(lambda: tokens.write(scratch, ((("x", "en"), text) for text in texts), words)),
+        "tokenize": _timed(lambda: tokens.write(scratch, ((("x", "en"), text, ()) for text in texts), words)),
     }
 
 

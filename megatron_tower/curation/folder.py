@@ -120,7 +120,7 @@ def make_tokenizer(pipeline: Pipeline, folder: Path) -> "PreTrainedTokenizerFast
     groups = Counter()
     texts = []
     for task in range(len(pipeline.names)):
-        for group, text in tokens.texts(pipeline.selected(task), 4000):
+        for group, text, _ in tokens.texts(pipeline.selected(task), 4000):
             if groups[group] < TOKENIZER_BYTES / (2 * (len(data.locales) + 1)):
                 groups[group] += len(text.encode())
                 texts.append(text)
@@ -144,7 +144,8 @@ def _cpt(folder: Path, pipeline: Pipeline, words: "PreTrainedTokenizerFast", gen
         raise InputError(f"no text is left for {missing[0]}, which data.shares gives {shares[missing[0]]:g}: add sources, or set it to 0")
     blend = [{"prefix": part, "share": share, "tokens": parts[part]} for part, share in shares.items()]
     (folder / "blend.json").write_text(json.dumps(blend, indent=1) + "\n")
-    return {"cpt_tokens": parts, "cpt_tokens_by_language": total(pipeline.tokenize.facts())["tokens"]}
+    facts = total(pipeline.tokenize.facts())
+    return {"cpt_tokens": parts, "cpt_tokens_by_language": facts["tokens"], "templates": facts["templates"]}
 
 
 def _sample(pipeline: Pipeline) -> list[Pair]:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +221,8 @@ class Pipeline:
     def _plan_stage(self) -> Stage:
         own = self.cfg.model.hf_folder and _sha256(Path(self.cfg.model.hf_folder) / "tokenizer.json")
         mixture = [dict(self.data.shares), self.curation.tokens, self.curation.temperature]
-        settings = [mixture, own, self.cfg.model.family, self.data.vocab_size, self.data.seed, list(self.data.instruction_kinds)]
+        told = [self.cfg.model.family, self.data.vocab_size, self.data.seed, list(self.data.instruction_kinds), tokens.TEMPLATES]
+        settings = [mixture, own, *told]
         return self._stage("plan", self._plan, [self.select], settings, ["all files"], prepare=_without_threads)
 
     def _plan(self, task: int, folder: Path) -> Facts:
@@ -229,12 +231,13 @@ class Pipeline:
         words = make_tokenizer(self, folder / "tokenizer")
         available, size = Counter(), Counter()
         for index in range(len(self.names)):
-            sample = [text for _, (_, text) in zip(range(SAMPLE), tokens.texts(self.selected(index), 4000), strict=False)]
+            texts = tokens.texts(self.selected(index), 4000)
+            sample = list(islice(texts, SAMPLE))
             if not sample:
                 continue
-            ids = words.backend_tokenizer.encode_batch_fast(sample, add_special_tokens=False)
-            per_byte = sum(len(one) + 1 for one in ids) / sum(len(text.encode()) for text in sample)
-            for group, text in tokens.texts(self.selected(index), 4000):
+            ids = words.backend_tokenizer.encode_batch_fast([text for _, text, _ in sample], add_special_tokens=False)
+            per_byte = sum(len(one) + 1 for one in ids) / sum(len(text.encode()) for _, text, _ in sample)
+            for group, text, _ in chain(sample, texts):
                 available[group] += len(text.encode()) * per_byte
                 size[group] += len(text.encode())
         fractions = mixture.plan(available, self.data.shares, self.curation.tokens, self.curation.temperature)
@@ -254,7 +257,7 @@ class Pipeline:
         fraction = {(one["part"], one["language"]): one["fraction"] for one in plan["planned"]}
         drawn = (row for row in self.selected(task) if tokens.draw(row.get("document") or row["id"], fraction[tokens.group(row)]))
         longest = int(self.curation.document_tokens * plan["bytes_a_token"] / ROOM)
-        return {"tokens": tokens.write(folder, tokens.texts(drawn, longest), self.tokenizer())}
+        return tokens.write(folder, tokens.texts(drawn, longest), self.tokenizer())
 
 
 def _without_threads() -> None:

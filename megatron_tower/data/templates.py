@@ -48,6 +48,11 @@ PARALLEL: dict[str, Callable[[str, str, str, str], str]] = {
 }
 
 
+def spoken(template: str, source: str, target: str) -> str:
+    """The locale whose words a template puts around the texts; both, where each language is called by its own name."""
+    return {"own_names/1": f"{source}, {target}", "target_titled/1": target, "source_titled/1": source}.get(template, "en")
+
+
 def document(template: str, source: str, target: str, texts: Sequence[str], translations: Sequence[str]) -> str:
     """Several sentences that follow one another, translated as one text: one sentence a line."""
     return PARALLEL[template](source, target, "\n".join(texts), "\n".join(translations))

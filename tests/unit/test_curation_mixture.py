@@ -1,9 +1,12 @@
 """The mixture: shares that add up, languages lifted by the temperature, none asked for more than it has; the same draw in every run."""
 
+from collections import Counter
+
 import pytest
 
 from megatron_tower.curation import tokens
 from megatron_tower.curation.mixture import plan
+from megatron_tower.data.templates import PARALLEL
 
 HAS = {("monolingual", "en"): 800.0, ("monolingual", "de"): 100.0, ("monolingual", "is"): 10.0, ("parallel", "de"): 50.0}
 SHARES = {"monolingual": 0.66, "parallel": 0.33, "instruction": 0.01}
@@ -51,9 +54,9 @@ def pair(i: int, document: str | None = None, to: str = "de_DE") -> dict:
 
 def test_pairs_of_a_document_become_one_text_each_way() -> None:
     found = list(tokens.texts([pair(1, "a"), pair(2, "a"), pair(3, "b"), pair(4), pair(5)], 1000))
-    assert [group for group, _ in found] == [("parallel", "de_DE")] * 8
+    assert [group for group, _, _ in found] == [("parallel", "de_DE")] * 8
     for i, members in enumerate([(1, 2), (3,), (4,), (5,)]):
-        both = [text for _, text in found[2 * i : 2 * i + 2]]
+        both = [text for _, text, _ in found[2 * i : 2 * i + 2]]
         sources, targets = "\n".join(f"source {n}" for n in members), "\n".join(f"target {n}" for n in members)
         assert all(sources in text and targets in text for text in both)
         assert both[0].index(sources) < both[0].index(targets) and both[1].index(targets) < both[1].index(sources)
@@ -61,8 +64,22 @@ def test_pairs_of_a_document_become_one_text_each_way() -> None:
 
 def test_a_document_is_no_longer_than_asked() -> None:
     found = list(tokens.texts([pair(i, "a") for i in range(10)], 3 * len("source 0target 0")))
-    assert [text.count("source ") + text.count("Source ") - text.count("source text") for _, text in found[::2]] == [3, 3, 3, 1]
+    assert [text.count("source ") + text.count("Source ") - text.count("source text") for _, text, _ in found[::2]] == [3, 3, 3, 1]
+
+
+def test_every_template_is_drawn_in_every_language_of_a_pair() -> None:
+    """Alike often, both ways, and told with the locale of its words, which the text indeed begins in."""
+    found = [(text, said) for _, text, said in tokens.texts([pair(i) for i in range(1000)], 1000)]
+    counts = Counter(said for _, said in found)
+    assert {template for template, _ in counts} == set(PARALLEL)
+    assert all(350 < sum(n for (name, _), n in counts.items() if name == template) < 450 for template in PARALLEL)
+    begins = {"en": "Translat", "de_DE": "Übersetzung (", "en, de_DE": "Englis", "de_DE, en": "Deutsch: "}
+    for text, (template, spoken) in found:
+        first = ("English: ", "German: ") if template == "english_names/1" else begins[spoken]
+        assert text.startswith(first), (template, spoken)
+    assert counts["target_titled/1", "de_DE"] > 150 < counts["target_titled/1", "en"]
+    assert found == [(text, said) for _, text, said in tokens.texts([pair(i) for i in range(1000)], 1000)]
 
 
 def test_documents_stay_as_they_are() -> None:
-    assert list(tokens.texts([{"id": "x", "locale": "fr_FR", "text": "a\nb"}], 10)) == [(("monolingual", "fr_FR"), "a\nb")]
+    assert list(tokens.texts([{"id": "x", "locale": "fr_FR", "text": "a\nb"}], 10)) == [(("monolingual", "fr_FR"), "a\nb", ())]

@@ -22,6 +22,7 @@ from megatron_tower.curation.pipeline import ROWS, Pipeline
 from megatron_tower.curation.readers import READERS
 from megatron_tower.data import manifest
 from megatron_tower.data import prepare as catalogues
+from megatron_tower.data.templates import PARALLEL
 
 PAGE = 4096
 LEAK = "A ferry crossed the strait twice a day before the new bridge was opened to lorries and cars in May"
@@ -210,6 +211,8 @@ def test_the_folder_can_be_trained_on(done: Pipeline, cfg: Config) -> None:
         assert facts["cpt_tokens"][part] == sum(facts["cpt_tokens_by_language"][part].values())
         planned = sum(one["tokens"] for one in facts["planned"] if one["part"] == part)
         assert facts["cpt_tokens"][part] == pytest.approx(planned, rel=0.1)
+    assert facts["templates"].keys() == set(PARALLEL) and facts["templates"]["target_titled/1"].keys() == {"de_DE", "en"}
+    assert sum(sum(counts.values()) for counts in facts["templates"].values()) == 2 * sum(1 for task in (2, 3) for _ in done.selected(task))
     assert {source["licence"] for source in facts["sources"]} >= {"CC0-1.0"}
     from megatron_tower.data import build, tokenizer
 
