@@ -2,8 +2,8 @@
 
 chrF++ and BLEU over several pairs are the mean over pairs; exact match and the rates are shares of segments. `copy_chrf` is the
 chrF++ that the untranslated source would get: a model that isn't above it has not learnt that pair.
-Other tasks that translate score by the same `scorer`. Leaves out: neural metrics (evaluation/metrics/neural.py);
-TER, which sacrebleu takes long for on paragraphs (evaluation.score and `ape` have it).
+Other tasks that translate score by the same `scorer`. Leaves out: neural metrics and TER, which sacrebleu takes long for on paragraphs
+(both come after, by evaluation/neural.py).
 """
 
 from collections.abc import Callable, Sequence

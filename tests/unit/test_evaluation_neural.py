@@ -1,18 +1,22 @@
-"""Neural metrics as a step after generation: what it adds to scores.json and to each line, and what it asks to be there first."""
+"""Neural metrics and TER as a step after generation: what it adds to scores.json and to each line, and what it asks to be there first."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from evaluation import neural, run
+from evaluation import neural, run, systems
 from evaluation.metrics.bootstrap import Resampling
 from evaluation.metrics.neural import Checkpoint, Comet
 from evaluation.metrics.segment import Segment
+from megatron_tower.command import load
 from megatron_tower.config import Config, InputError
 from tests.unit.comet_folders import comet_folder, encoder_folder
 from tests.unit.test_evaluation_run import PAIRS, StandIn, asked, score  # noqa: F401  asked: a fixture
+from tests.unit.test_score_files import texts, write
 
 
 @pytest.fixture
@@ -63,3 +67,49 @@ def test_over_several_pairs_it_is_the_mean_of_their_means(monkeypatch: pytest.Mo
     scores = neural._table(Checkpoint("m", Path(), "unified_metric"), "t", segments, [10.0, 20.0, 30.0, 80.0], Resampling(20))
     found = {(s.by, s.group): s.estimate.value for s in scores}
     assert found == {("all", "all"): 50, ("pair", "en->de_DE"): 20, ("pair", "en->zh_CN"): 80}
+
+
+def test_ter_is_that_of_sacrebleus_command_and_the_lower_is_the_better(
+    asked: tuple[Config, list[StandIn]],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Of a language with spaces and one without, by a task whose own scores have no TER."""
+    words = [f"eval.checkpoint={asked[0].eval.checkpoint}", "eval.tasks=[wmt24pp]", "eval.pairs=[en-de_DE,en-zh_CN]"]
+    words += ["+eval.metrics.ter=sacrebleu", f"+eval.sources.wmt24pp={tmp_path}", "data.folder=nowhere"]
+    references = {target: texts(target, 0, 0.0, 12) for target in ("de_DE", "zh_CN")}
+    for target, of in references.items():
+        rows = [{"domain": "news", "document_id": "d", "segment_id": i, "source": f"{target} {i}", "target": t} for i, t in enumerate(of)]
+        write(tmp_path / f"en-{target}.jsonl", [json.dumps(row) for row in rows])
+    for name, damage in (("good", 0.2), ("bad", 0.6)):
+        found = {target: texts(target, 1, damage, 12) for target in references}
+        stand_in = StandIn()
+        said = {f"{target} {i}": text for target, of in found.items() for i, text in enumerate(of)}
+        monkeypatch.setattr(stand_in, "_answers", lambda prompts, said=said: [said[p.split("\n")[1].split(": ")[1]] for p in prompts])
+        monkeypatch.setattr(run, "open_generator", lambda cfg, subject, of=stand_in: (of, {"name": "stand-in"}))
+        cfg = load([*words, f"eval.output={tmp_path / name}"])
+        score(cfg)
+        neural.measure(cfg, run.check(cfg))
+    result = json.loads((tmp_path / "bad" / "scores.json").read_text())
+    scores = {(s["by"], s["group"]): s for s in result["scores"] if s["metric"] == "ter"}
+    values = []
+    for target, more in (("de_DE", []), ("zh_CN", ["--ter-normalized", "--ter-asian-support"])):
+        files = [str(write(tmp_path / f"{target}.{side}", of[target])) for side, of in (("ref", references), ("out", found))]
+        command = [sys.executable, "-m", "sacrebleu", files[0], "-i", files[1], "-m", "ter", *more, "-w", "6"]
+        their = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        mine = scores["pair", f"en->{target}"]
+        assert mine["value"] == pytest.approx(their["score"], abs=1e-5) and mine["signature"] == their["signature"]
+        values.append(their["score"])
+    assert scores["all", "all"]["value"] == pytest.approx(sum(values) / 2, abs=1e-5) and scores["domain", "news"]["count"] == 24
+    read = systems.read([f"{tmp_path / 'bad'}", f"{tmp_path / 'good'}=good"])
+    assert systems.compare(read, ("wmt24pp", "ter", "all", "all"), Resampling(50)).best == 1
+    assert "asian:yes" in read[0].signatures["wmt24pp", "ter"]
+    monkeypatch.setattr(neural, "ter_statistics", lambda *_: pytest.fail("computed again"))
+    neural.measure(cfg, run.check(cfg))
+    assert json.loads((tmp_path / "bad" / "scores.json").read_text()) == result
+
+
+@pytest.mark.parametrize(("name", "place"), [("ter", "Unbabel/wmt22-comet-da"), ("bleu", "sacrebleu")])
+def test_only_ter_is_asked_of_sacrebleu(asked: tuple[Config, list[StandIn]], name: str, place: str):  # noqa: F811
+    with pytest.raises(InputError, match=rf"eval\.metrics\.{name}={place}: .* \+eval\.metrics\.ter=sacrebleu"):
+        run.check(replace(asked[0], eval=replace(asked[0].eval, metrics={name: place})))
