@@ -51,6 +51,11 @@ class Locale:
 
 @entry_point
 def main(cfg: Config) -> None:
+    print(f"data: {write(cfg)}")
+
+
+def write(cfg: Config) -> Path:
+    """The page, <data.folder>.html. Raises InputError where there is nothing to show."""
     page = Path(f"{cfg.data.folder}.html")
     facts = {"cfg": cfg, "stages": [], "locales": {}, "folder": None, "bins": BINS}
     if cfg.data.curation:
@@ -65,7 +70,7 @@ def main(cfg: Config) -> None:
     environment.filters["clip"] = lambda text: text if len(text) <= CLIP else f"{text[:CLIP]} …"
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, environment.get_template("inspect_data.html.j2").render(facts))
-    print(f"data: {page}")
+    return page
 
 
 def _stages(pipeline: Pipeline) -> dict[str, Any]:

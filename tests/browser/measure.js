@@ -1,9 +1,11 @@
 // What the tests of pages measure: each function is called in the page with `return measure.<name>(...)`.
 window.measure = {
-  // Elements that reach past the page's right edge (a phone's innerWidth grows with what is too wide) and aren't in a box that scrolls by itself.
+  // Elements that reach past the page's right edge (a phone's innerWidth grows with what is too wide) and aren't in a box that scrolls by itself,
+  // and paragraphs, headings and names whose text reaches past their own box, over what is beside it.
   tooWide(width) {
     const past = [...document.body.querySelectorAll("*")].filter(e => !e.closest(".scroll, pre") && e.getBoundingClientRect().right > width + 1);
     const page = document.documentElement.scrollWidth > width ? ["the page: " + document.documentElement.scrollWidth] : [];
+    past.push(...[...document.querySelectorAll("p, li, h1, h2, h3, summary, dt, dd")].filter(e => e.scrollWidth > e.clientWidth + 1));
     return [...page, ...past.map(e => e.outerHTML.slice(0, 100))];
   },
   // [contrast, text, its colour, its ground] of every visible text whose contrast is below `least` (WCAG 2.2).
@@ -17,7 +19,7 @@ window.measure = {
     for (let node; (node = texts.nextNode());) {
       const e = node.parentElement;
       if (!node.data.trim() || e.closest("script, style, noscript, option, :disabled") || !e.checkVisibility({ visibilityProperty: true })) continue;
-      const under = ground(e), colour = over(channels(getComputedStyle(e).color), under), [a, b] = [light(colour), light(under)].sort((x, y) => y - x);
+      const under = ground(e), colour = over(channels(getComputedStyle(e)[e instanceof SVGElement ? "fill" : "color"]), under), [a, b] = [light(colour), light(under)].sort((x, y) => y - x);
       this.texts = (this.texts || 0) + 1;
       if ((a + 0.05) / (b + 0.05) < least) found.push([((a + 0.05) / (b + 0.05)).toFixed(2), node.data.trim().slice(0, 40), String(colour), String(under)]);
     }

@@ -1,4 +1,4 @@
-"""Both reports in a real browser: layout at a phone's and a laptop's width, contrast, figures, sorting, comparing; nothing is fetched."""
+"""Both reports and the page of the data in a real browser: layout on phone and laptop, contrast, figures, sorting; nothing is fetched."""
 
 import json
 from collections.abc import Iterator
@@ -8,10 +8,14 @@ import pytest
 
 from evaluation import report, run_report
 from evaluation.systems import read
+from megatron_tower.config import Config
+from megatron_tower.curation.pipeline import Pipeline
 from tests.browser import driver
 from tests.browser.driver import ENTER, Browser
+from tests.unit.test_curation_pipeline import cfg, done  # noqa: F401  fixtures
 from tests.unit.test_evaluation_report import system
 from tests.unit.test_evaluation_run_report import BASE, CPT, GRPO, SFT, WPO, made_run
+from tools import inspect_data
 
 pytestmark = pytest.mark.skipif(driver.missing(), reason=f"needs a browser: {' '.join(driver.INSTALL)}")
 MEASURE = (Path(__file__).parent / "measure.js").read_text(encoding="utf-8")
@@ -19,13 +23,13 @@ STAGES = {"base": BASE, "cpt": CPT, "sft": SFT, "wpo": WPO, "grpo": GRPO}
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(tmp_path_factory: pytest.TempPathFactory, done: Pipeline, cfg: Config) -> dict[str, Path]:  # noqa: F811
     folder = tmp_path_factory.mktemp("pages")
     run = made_run(folder, **STAGES)
     others = {"other": "Another model of 72 billion parameters", "third": "An_underscored_name_that_has_no_space_to_break_it"}
     named = [f"{system(folder / n, [i / 60 if n == 'other' else 1 - i / 60 for i in range(60)])}={label}" for n, label in others.items()]
     of_several = report.write(read([str(run), *named]), folder / "report", "sft", ("translation/chrf", "general/accuracy"))
-    return {"run": run_report.write(run, list(STAGES)), "several": of_several}
+    return {"run": run_report.write(run, list(STAGES)), "several": of_several, "data": inspect_data.write(cfg)}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def opened(browser: Browser, page: Path, width: int, scheme: str = "light") -> N
     browser.run("document.querySelectorAll('details').forEach(d => d.open = true);" + MEASURE)
 
 
-@pytest.mark.parametrize("name", ["run", "several"])
+@pytest.mark.parametrize("name", ["run", "several", "data"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_never_scrolls_sideways_and_wide_tables_do(browser: Browser, pages: dict[str, Path], name: str, width: int) -> None:
     opened(browser, pages[name], width)
@@ -49,7 +53,7 @@ def test_the_page_never_scrolls_sideways_and_wide_tables_do(browser: Browser, pa
     assert 0 <= browser.run("return measure.leftOfNames(200)") < width / 4  # names of rows stay in sight
 
 
-@pytest.mark.parametrize("name", ["run", "several"])
+@pytest.mark.parametrize("name", ["run", "several", "data"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_contrast(browser: Browser, pages: dict[str, Path], name: str, scheme: str) -> None:
     opened(browser, pages[name], 1280, scheme)
@@ -97,7 +101,7 @@ def test_two_systems_are_compared_side_by_side(browser: Browser, pages: dict[str
     assert browser.run("return document.querySelector('.versus mark.major').title") == "major"
 
 
-@pytest.mark.parametrize("name", ["run", "several"])
+@pytest.mark.parametrize("name", ["run", "several", "data"])
 def test_nothing_is_fetched_and_nothing_goes_wrong(browser: Browser, pages: dict[str, Path], name: str) -> None:
     browser.log("browser"), browser.log("performance")
     browser.open(pages[name], 1280)
@@ -105,4 +109,4 @@ def test_nothing_is_fetched_and_nothing_goes_wrong(browser: Browser, pages: dict
     assert browser.log("browser") == []
     told = [json.loads(line["message"])["message"] for line in browser.log("performance")]
     asked = {one["params"]["request"]["url"].split(":")[0] for one in told if one["method"] == "Network.requestWillBeSent"}
-    assert asked == {"file", "data"}  # the page itself, and the figures in it
+    assert asked == {"file", "data"} - ({"data"} if name == "data" else set())  # the page itself, and the figures in it
