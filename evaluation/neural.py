@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.held_out import Row
 from evaluation.metrics import neural
 from evaluation.metrics.bootstrap import Resampling, counted, estimate, ratio
 from evaluation.metrics.segment import Segment
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 TER, SACREBLEU = "ter", "sacrebleu"  # the one name and place in eval.metrics that stand for no weights
 
 
-def check(cfg: Config) -> list[neural.Checkpoint]:
-    """The metrics asked for, found and readable; raises InputError, also where no task has anything for them to score."""
+def check(cfg: Config, asked: dict[str, list[Row]]) -> list[neural.Checkpoint]:
+    """The metrics asked for, found and readable; raises InputError, also where no row of a task has anything for them to score."""
     for name, place in cfg.eval.metrics.items():
         if (name == TER) != (place == SACREBLEU):
             raise InputError(
@@ -36,8 +37,12 @@ def check(cfg: Config) -> list[neural.Checkpoint]:
                 "are always there, and a metric with weights is called otherwise"
             )
     found = [neural.find(name, place, cfg.eval.assets) for name, place in cfg.eval.metrics.items() if name != TER]
-    if cfg.eval.metrics and not any(TASKS[task].segments for task in cfg.eval.tasks):
+    translated = [row for task, rows in asked.items() if TASKS[task].segments for row in rows]
+    if cfg.eval.metrics and not translated:
         raise InputError("eval.metrics scores translations, and none of eval.tasks translates: add wmt24pp or leave eval.metrics out")
+    needy = [one.name for one in found if one.needs_reference] + ([TER] if TER in cfg.eval.metrics else [])
+    if needy and not any(row.get("reference") for row in translated):
+        raise InputError(f"eval.metrics.{needy[0]} compares with references, and eval.tasks have none: use a metric that needs none")
     return found
 
 
@@ -45,7 +50,7 @@ def measure(cfg: Config, plan: "Plan") -> None:
     """Add each metric of eval.metrics to the results in plan.output. Raises InputError where there are none of this plan yet."""
     from evaluation.run import flat, write
 
-    checkpoints, result = check(cfg), plan.result()
+    checkpoints, result = check(cfg, plan.asked), plan.result()
     if result is None:
         raise InputError(
             f"{plan.output} has no answers of this model on this data: run it with eval.stage=generate first, or eval.stage=all"

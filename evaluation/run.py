@@ -132,6 +132,11 @@ def check(cfg: Config) -> Plan:
     for value, known, name in ((asked.stage, STAGES, "stage"), (asked.generator, GENERATORS, "generator")):
         if value not in known:
             raise InputError(f"eval.{name}={value} is unknown: use one of {', '.join(known)}")
+    if asked.bootstrap_samples < 1 or not 0 < asked.confidence < 1:
+        raise InputError(
+            f"eval.bootstrap_samples={asked.bootstrap_samples} and eval.confidence={asked.confidence} make no interval: "
+            "give 1 or more, and a share below 1 such as 0.95"
+        )
     for name in asked.tasks:
         if name not in TASKS:
             close = get_close_matches(name, TASKS, n=3) or list(TASKS)
@@ -146,7 +151,7 @@ def check(cfg: Config) -> Plan:
         for task in tasks
     }
     loaded = {task.name: rows[task.name] for task in tasks if task.load}
-    neural.check(cfg)  # last, since it may fetch weights
+    neural.check(cfg, rows)  # last, since it may fetch weights
     return Plan(
         subject,
         rows,

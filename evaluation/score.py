@@ -59,6 +59,10 @@ def main() -> None:
 
 def scored(asked: argparse.Namespace) -> dict:
     """{"metric", "signature", "systems": best first, "against_first": p of each other}. Raises InputError."""
+    if asked.samples < 1:
+        raise InputError(f"--samples {asked.samples} makes no interval: give 1 or more, such as 1000")
+    if asked.output and asked.output.exists() and not asked.output.is_dir():
+        raise InputError(f"--output {asked.output} is a file: name a folder")
     how = Resampling(asked.samples)
     if asked.target:
         locale(asked.target)
@@ -96,7 +100,7 @@ def _neural(asked: argparse.Namespace) -> tuple[dict[str, NDArray], Value, str, 
     sources, systems = _lines(asked.sources), _systems(asked, asked.sources)
     references = [None] * len(sources) if asked.references is None else _lines(asked.references)
     _same_length(asked.sources, sources, asked.references, references)
-    checkpoint = neural.find("metric", asked.metric, asked.assets)  # last, since it may fetch weights
+    checkpoint = neural.find("metric", asked.metric, asked.assets, "--metric ")  # last, since it may fetch weights
     if checkpoint.needs_reference and asked.references is None:
         raise InputError(f"--metric {asked.metric} compares with references: give --references, or use a metric that needs none")
     found = {}

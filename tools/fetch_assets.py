@@ -17,7 +17,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from evaluation.metrics.neural import snapshot
+from evaluation.metrics.neural import on_hub, snapshot
+from evaluation.neural import SACREBLEU
 from evaluation.tasks import TASKS
 from evaluation.tasks.sources import Published, fetched
 from megatron_tower.command import entry_point
@@ -69,16 +70,19 @@ def _wanted(cfg: Config) -> dict[str, Callable[[Path], None]]:
             wanted[name] = lambda folder, parts=TASKS[name].published(cfg.eval): _rows(folder, parts)
     if "ifeval" in cfg.eval.tasks:
         wanted["nltk_data"] = _punkt
-    for place in cfg.eval.metrics.values():
-        if _on_hub(place):
+    for name, place in cfg.eval.metrics.items():
+        if place != SACREBLEU and _to_fetch(f"eval.metrics.{name}", place):
             wanted[place.replace("/", "--")] = lambda folder, place=place: _metric(folder, place)
-    if cfg.eval.checkpoint and _on_hub(cfg.eval.checkpoint):
+    if cfg.eval.checkpoint and _to_fetch("eval.checkpoint", cfg.eval.checkpoint):
         wanted[cfg.eval.checkpoint.replace("/", "--")] = lambda folder: _snapshot(cfg.eval.checkpoint, folder, SAFE)
     return wanted
 
 
-def _on_hub(place: str) -> bool:
-    return place.count("/") == 1 and not place.startswith((".", "/")) and not Path(place).exists()
+def _to_fetch(name: str, place: str) -> bool:
+    """Whether it is on the hub. Raises InputError for what is neither there nor here."""
+    if not Path(place).exists() and not on_hub(place):
+        raise InputError(f"{name}={place} is neither here nor a model of the hub: name a folder, org/name, or leave {name} out")
+    return not Path(place).exists()
 
 
 def _rows(folder: Path, parts: list[Published]) -> None:

@@ -62,30 +62,41 @@ class Checkpoint:
         return f"{self.kind}|weights:{fingerprint(files)[:16]}|{program}|fp32"
 
 
-def find(name: str, place: str, assets: str) -> Checkpoint:
-    """The checkpoint in the folder `place`, in `<assets>/<org>--<name>`, or on the hub as `place`. Raises InputError."""
+def find(name: str, place: str, assets: str, word: str = "") -> Checkpoint:
+    """The checkpoint in the folder `place`, in `<assets>/<org>--<name>`, or on the hub as `place`. word: what errors call the option
+    before the place, by default "eval.metrics.<name>=". Raises InputError."""
+    word = word or f"eval.metrics.{name}="
     kept = Path(assets) / place.replace("/", "--")
-    folder = next((path for path in (Path(place), kept) if path.is_dir()), None) or _fetched(name, place)
+    folder = next((path for path in (Path(place), kept) if path.is_dir()), None) or _fetched(word, place)
     if (folder / "hparams.yaml").is_file():
         from megatron_tower.rollout.scorers import hparams
 
         if not (folder / "checkpoints" / "model.ckpt").is_file():
-            raise InputError(f"eval.metrics.{name}={folder} has no checkpoints/model.ckpt: fetch it again")
+            raise InputError(f"{word}{folder} has no checkpoints/model.ckpt: fetch it again")
         return Checkpoint(name, folder, hparams(folder)["class_identifier"])
-    config = folder / "config.json"
-    if not config.is_file() or json.loads(config.read_text(encoding="utf-8")).get("model_type") != "mt5":
-        raise InputError(f"eval.metrics.{name}={folder} is no metric: it holds neither COMET's hparams.yaml nor the config.json of an mT5")
+    if _model_type(folder / "config.json") != "mt5":
+        raise InputError(f"{word}{folder} is no metric: it holds neither COMET's hparams.yaml nor the config.json of an mT5")
     if not list(folder.glob("*.safetensors")):
-        raise InputError(f"eval.metrics.{name}={folder} has no safetensors, and pickled weights are not loaded: convert them first")
+        raise InputError(f"{word}{folder} has no safetensors, and pickled weights are not loaded: convert them first")
     return Checkpoint(name, folder, METRICX)
 
 
-def _fetched(name: str, place: str) -> Path:
-    if place.count("/") != 1 or place.startswith((".", "/")):
-        raise InputError(
-            f"eval.metrics.{name}={place} is no folder: name a metric's folder, or a model of the hub such as Unbabel/wmt22-comet-da"
-        )
-    return Path(snapshot(place, f"eval.metrics.{name}={place}"))
+def _model_type(config: Path) -> str | None:
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{config} is damaged ({error}): fetch the metric again") from error
+
+
+def _fetched(word: str, place: str) -> Path:
+    if not on_hub(place):
+        raise InputError(f"{word}{place} is no folder: name a metric's folder, or a model of the hub such as Unbabel/wmt22-comet-da")
+    return Path(snapshot(place, f"{word}{place}"))
+
+
+def on_hub(place: str) -> bool:
+    """Whether it can be a model's name, org/name."""
+    return place.count("/") == 1 and not place.startswith((".", "/"))
 
 
 def snapshot(place: str, said: str, **how: Any) -> str:

@@ -49,9 +49,9 @@ def targets(pairs: Sequence[str]) -> list[str]:
     """Target locales of en-xx_CC pairs; raises InputError for a pair that WMT24++ does not have."""
     for pair in pairs:
         if pair.removeprefix("en-") not in TARGETS or not pair.startswith("en-"):
-            known = [f"en-{target}" for target in TARGETS]
-            close = get_close_matches(pair.replace("->", "-"), known, n=3) or known
-            raise InputError(f"eval.pairs: {pair} is no pair of WMT24++: did you mean {', '.join(close)}?")
+            close = get_close_matches(pair.replace("->", "-"), [f"en-{target}" for target in TARGETS], n=3)
+            mend = f"did you mean {', '.join(close)}?" if close else "all are from English, as en-de_DE (eval.reverse=true adds de_DE-en)"
+            raise InputError(f"eval.pairs: {pair} is no pair of WMT24++: {mend}")
     return [pair.removeprefix("en-") for pair in pairs] or list(TOWER_PLUS)
 
 

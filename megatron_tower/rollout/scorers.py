@@ -174,7 +174,10 @@ def _in_batches(scores: Callable[[Asked], "Tensor"], asked: Asked, size: int) ->
 def hparams(folder: Path) -> dict:
     import yaml
 
-    settings = yaml.safe_load((folder / "hparams.yaml").read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load((folder / "hparams.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder}/hparams.yaml is damaged ({' '.join(str(error).split())}): fetch the metric again") from error
     if not isinstance(settings, dict) or "class_identifier" not in settings:
         raise InputError(f"{folder}/hparams.yaml names no class_identifier: it is no COMET checkpoint")
     return settings

@@ -68,11 +68,14 @@ def test_an_endpoint_is_evaluated_and_its_failures_are_counted(words: list[str],
     ("more", "said"),
     [
         (["eval.pairs=[en-xx_XX]"], r"eval\.pairs: en-xx_XX is no pair of WMT24\+\+: did you mean"),
+        (["eval.pairs=[de-en]"], r"de-en is no pair of WMT24\+\+: all are from English, as en-de_DE"),
         (["eval.pairs=[en-fr_FR]"], r"wmt24pp holds neither en-fr_FR\.jsonl nor en-fr_FR\.parquet"),
         (["eval.checkpoint=nowhere"], r"eval\.checkpoint=nowhere"),
         (["eval.checkpoint=nowhere", "eval.generator=transformers"], r"eval\.checkpoint=nowhere"),
         (["+eval.metrics.xcomet=Unbabel/XCOMET-XL"], r"eval\.metrics\.xcomet=Unbabel/XCOMET-XL is gated and you have no access"),
         (["+eval.metrics.xcomet=some/where/else"], r"eval\.metrics\.xcomet=some/where/else is no folder"),
+        (["eval.bootstrap_samples=0"], r"eval\.bootstrap_samples=0 and eval\.confidence=0\.95 make no interval"),
+        (["eval.confidence=95"], r"eval\.confidence=95\.0 make no interval"),
     ],
 )
 def test_bad_input_is_met_before_anything_is_written(words: list[str], more: list[str], said: str, tmp_path: Path, monkeypatch):

@@ -60,6 +60,17 @@ def test_metrics_need_a_task_that_translates(with_metrics: Config):
         run.check(replace(with_metrics, eval=replace(with_metrics.eval, tasks=["general"])))
 
 
+def test_a_metric_that_compares_needs_references(with_metrics: Config, tmp_path: Path):
+    """if_mt's own rows may have none; xCOMET can do without."""
+    row = {"prompt": "Translate.", "source": "house", "source_locale": "en", "target_locale": "de_DE", "requirements": ["It is polite."]}
+    (tmp_path / "if_mt.jsonl").write_text(json.dumps(row) + "\n")
+    evaluated = replace(with_metrics.eval, tasks=["if_mt"], sources={"if_mt": str(tmp_path / "if_mt.jsonl")})
+    for metrics in (evaluated.metrics, {"ter": "sacrebleu"}):
+        with pytest.raises(InputError, match=rf"eval\.metrics\.{next(iter(metrics))} compares with references, and eval\.tasks have none"):
+            run.check(replace(with_metrics, eval=replace(evaluated, metrics=metrics)))
+    assert run.check(replace(with_metrics, eval=replace(evaluated, metrics={"xcomet": evaluated.metrics["xcomet"]})))
+
+
 def test_over_several_pairs_it_is_the_mean_of_their_means(monkeypatch: pytest.MonkeyPatch):
     """Three segments of one pair weigh as much as one of another."""
     monkeypatch.setattr(Checkpoint, "signature", "")

@@ -165,6 +165,12 @@ def test_what_cannot_be_scored_is_one_sentence(folders: dict[str, Path], tmp_pat
     ):
         with pytest.raises(InputError, match=rf"eval\.metrics\.kiwi={place}.*{why}"):
             neural.find("kiwi", place, "assets")
+    for file, text in (("config.json", '{"model_type'), ("hparams.yaml", "class_identifier: [")):
+        (tmp_path / file / "checkpoints").mkdir(parents=True)
+        (tmp_path / file / "checkpoints" / "model.ckpt").touch()
+        (tmp_path / file / file).write_text(text)
+        with pytest.raises(InputError, match=rf"{file} is damaged \([^\n]*\): fetch the metric again"):
+            neural.find("m", str(tmp_path / file), "assets")
 
 
 def test_assets_are_found_by_their_name_on_the_hub(folders: dict[str, Path], tmp_path: Path):

@@ -112,7 +112,8 @@ def test_bad_input_is_one_sentence(files, tmp_path: Path, capsys, monkeypatch):
         (("--metric", "bleu", "--target", "xx_YY", "--references", of["ref"], "--hypotheses", of["bad"]), "locale xx_YY is unknown"),
         (("--metric", "chrf", "--hypotheses", of["bad"]), "give --references"),
         (("--metric", regression, "--sources", of["ref"], "--hypotheses", of["bad"]), "or use a metric that needs none"),
-        (("--metric", "no/such/folder", "--sources", of["ref"], "--hypotheses", of["bad"]), "is no folder"),
+        (("--metric", "no/such/folder", "--sources", of["ref"], "--hypotheses", of["bad"]), "--metric no/such/folder is no folder"),
+        (("--metric", "chrf", "--references", of["ref"], "--hypotheses", of["bad"], "--samples", 0), "--samples 0 makes no interval"),
         (("--metric", "chrf", "--references", of["ref"], "--hypotheses", tmp_path / "none.txt"), "none.txt can't be read"),
         (("--metric", "chrf", "--target", "xx_YY", "--references", of["ref"], "--hypotheses", of["bad"]), "locale xx_YY is unknown"),
         (("--metric", regression, "--sources", of["ref"], "--references", of["ref"], "--hypotheses", short), "short.txt has 1 lines and"),
@@ -125,3 +126,6 @@ def test_bad_input_is_one_sentence(files, tmp_path: Path, capsys, monkeypatch):
         code, out, said = run(capsys, monkeypatch, *words, "--output", tmp_path / "out")
         assert code == 2 and why in said and len(said.strip().splitlines()) == 1 and not out, said
         assert not (tmp_path / "out").exists()
+    words = ("--metric", "chrf", "--references", of["ref"], "--hypotheses", of["bad"], "--output", short)
+    code, out, said = run(capsys, monkeypatch, *words)
+    assert code == 2 and "short.txt is a file: name a folder" in said and not out

@@ -69,3 +69,15 @@ def test_what_is_gated_or_unknown_is_one_sentence_and_the_rest_stays(hub: list[s
     monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
     with pytest.raises(InputError, match=r"^Unbabel/XCOMET-XL is gated .* accept its terms on https://huggingface.co/Unbabel/XCOMET-XL"):
         fetch_assets.fetch(config(tmp_path, "+eval.metrics.xcomet=Unbabel/XCOMET-XL"))
+
+
+@pytest.mark.parametrize("word", ["eval.metrics.comet", "eval.checkpoint"])
+def test_what_is_neither_here_nor_on_the_hub_is_met_before_anything_is_fetched(hub: list[str], tmp_path: Path, word: str):
+    with pytest.raises(InputError, match=rf"{word}=nowhere is neither here nor a model of the hub"):
+        fetch_assets.fetch(config(tmp_path, f"++{word}=nowhere"))
+    assert not hub and not (tmp_path / "assets").exists()
+
+
+def test_ter_needs_nothing_fetched(hub: list[str], tmp_path: Path):
+    fetch_assets.fetch(config(tmp_path, "+eval.metrics.ter=sacrebleu"))
+    assert hub == ["google/wmt24pp en-de_DE"]
