@@ -137,6 +137,8 @@ def check(cfg: Config) -> Plan:
             f"eval.bootstrap_samples={asked.bootstrap_samples} and eval.confidence={asked.confidence} make no interval: "
             "give 1 or more, and a share below 1 such as 0.95"
         )
+    if not asked.tasks:
+        raise InputError(f"eval.tasks is empty: name some of {', '.join(TASKS)}")
     for name in asked.tasks:
         if name not in TASKS:
             close = get_close_matches(name, TASKS, n=3) or list(TASKS)
@@ -151,6 +153,8 @@ def check(cfg: Config) -> Plan:
         for task in tasks
     }
     loaded = {task.name: rows[task.name] for task in tasks if task.load}
+    if cfg.evaluation_dir.exists() and not cfg.evaluation_dir.is_dir():
+        raise InputError(f"eval.output={cfg.evaluation_dir} is a file: name a folder")
     neural.check(cfg, rows)  # last, since it may fetch weights
     return Plan(
         subject,

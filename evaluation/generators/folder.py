@@ -23,7 +23,22 @@ LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def open_folder(cfg: Config, sha256: str) -> tuple[Generator, dict[str, Any]]:
-    """(what answers, {name, family, parameters} of it); raises InputError where a package or device is missing."""
+    """(what answers, {name, family, parameters} of it); raises InputError where a package or device is missing or a file damaged."""
+    from safetensors import SafetensorError
+
+    try:
+        return _opened(cfg, sha256)
+    except Exception as error:
+        damaged = isinstance(error, (OSError, ValueError, TypeError, KeyError, SafetensorError)) or type(error) is Exception  # tokenizers'
+        if not damaged:
+            raise
+        raise InputError(
+            f"eval.checkpoint={cfg.evaluated} can't be opened ({' '.join(str(error).split())[:200]}): "
+            "give a whole Hugging Face folder, with config, tokenizer and safetensors"
+        ) from error
+
+
+def _opened(cfg: Config, sha256: str) -> tuple[Generator, dict[str, Any]]:
     from transformers import AutoConfig, AutoTokenizer
 
     folder = cfg.evaluated

@@ -42,7 +42,7 @@ class Checkpoint:
 def latest(phase_dir: Path) -> Checkpoint | None:
     """The newest checkpoint of a phase, or None; InputError when `latest` names one that is not there."""
     pointer = phase_dir / "checkpoints" / LATEST
-    return read(pointer.parent / pointer.read_text().strip()) if pointer.exists() else None
+    return read(pointer.parent / pointer.read_text().strip()) if pointer.is_file() else None
 
 
 def find(path: Path) -> Checkpoint | None:
@@ -50,7 +50,7 @@ def find(path: Path) -> Checkpoint | None:
     if (path / MANIFEST).exists() or path.name.startswith("step_"):
         return read(path)
     pointers = [path / "checkpoints" / LATEST, *path.glob(f"*/checkpoints/{LATEST}")]
-    newest = max((p for p in pointers if p.exists()), key=lambda p: p.stat().st_mtime, default=None)
+    newest = max((p for p in pointers if p.is_file()), key=lambda p: p.stat().st_mtime, default=None)
     return latest(newest.parent.parent) if newest else None
 
 

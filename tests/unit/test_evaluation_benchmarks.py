@@ -74,6 +74,8 @@ def test_an_endpoint_is_evaluated_and_its_failures_are_counted(words: list[str],
         (["eval.checkpoint=nowhere", "eval.generator=transformers"], r"eval\.checkpoint=nowhere"),
         (["+eval.metrics.xcomet=Unbabel/XCOMET-XL"], r"eval\.metrics\.xcomet=Unbabel/XCOMET-XL is gated and you have no access"),
         (["+eval.metrics.xcomet=some/where/else"], r"eval\.metrics\.xcomet=some/where/else is no folder"),
+        (["eval.tasks=[]"], r"eval\.tasks is empty: name some of text, "),
+        ([f"eval.output={__file__}"], r"eval\.output=.*\.py is a file: name a folder"),
         (["eval.bootstrap_samples=0"], r"eval\.bootstrap_samples=0 and eval\.confidence=0\.95 make no interval"),
         (["eval.confidence=95"], r"eval\.confidence=95\.0 make no interval"),
     ],
@@ -92,3 +94,10 @@ def test_bad_input_is_met_before_anything_is_written(words: list[str], more: lis
 def test_an_endpoint_needs_its_address(words: list[str]):
     with pytest.raises(InputError, match=r"eval\.generator=endpoint needs eval\.endpoint\.url"):
         run.check(load([*words, "eval.generator=endpoint"]))
+
+
+def test_a_folder_called_latest_is_no_checkpoint(words: list[str], tmp_path: Path):
+    (tmp_path / "sft" / "checkpoints" / "latest").mkdir(parents=True)
+    for named in ("", "sft"):
+        with pytest.raises(InputError, match=r"is neither a Hugging Face folder nor a run with a checkpoint"):
+            run.check(load([*words, f"eval.checkpoint={tmp_path / named}"]))

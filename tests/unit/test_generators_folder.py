@@ -102,3 +102,12 @@ def test_a_template_that_is_not_there_is_named(folder: Path, tmp_path: Path) -> 
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(InputError, match="has no chat template"):
         open_folder(config(tmp_path, "eval.generator=transformers", "eval.chat=true"), "sha")
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_folder_is_one_sentence(folder: Path, tmp_path: Path, damaged: str) -> None:
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        (tmp_path / path.name).write_bytes(content[: len(content) // 2] if path.name == damaged else content)
+    with pytest.raises(InputError, match=rf"eval\.checkpoint={tmp_path} can't be opened \([^\n]+\): give a whole Hugging Face folder"):
+        open_folder(config(tmp_path, "eval.generator=transformers"), "sha")
