@@ -21,7 +21,7 @@ demo: setup
 test: setup lint
 	$(RUN) slurm/local_cluster.py install
 	$(RUN) tests/browser/driver.py install
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 slurm: setup
 	$(RUN) slurm/local_cluster.py start

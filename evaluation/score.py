@@ -103,12 +103,10 @@ def _neural(asked: argparse.Namespace) -> tuple[dict[str, NDArray], Value, str, 
     checkpoint = neural.find("metric", asked.metric, asked.assets, "--metric ")  # last, since it may fetch weights
     if checkpoint.needs_reference and asked.references is None:
         raise InputError(f"--metric {asked.metric} compares with references: give --references, or use a metric that needs none")
-    found = {}
+    segments = [Segment(*of) for texts in systems.values() for of in zip(sources, texts, references, strict=True)]
     with TemporaryDirectory() as scratch, Store((asked.output or Path(scratch)) / "segments.jsonl") as store:
-        for name, texts in systems.items():
-            segments = [Segment(*of) for of in zip(sources, texts, references, strict=True)]
-            values = [one["score"] for one in neural.score_segments(checkpoint, segments, store, asked.tokens)]
-            found[name] = counted([checkpoint.scale * value for value in values])
+        values = [checkpoint.scale * one["score"] for one in neural.score_segments(checkpoint, segments, store, asked.tokens)]
+    found = {name: counted(values[at * len(sources) : (at + 1) * len(sources)]) for at, name in enumerate(systems)}
     return found, ratio, checkpoint.signature, checkpoint.kind == neural.METRICX
 
 

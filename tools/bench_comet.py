@@ -26,7 +26,6 @@ HEAD = "| metric | what | segments | s | segments/s | ratio |\n|---|---|---:|---
 SYSTEMS = 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CLASSES = {"comet22": "regression_metric", "cometkiwi": "unified_metric", "xcomet": "xcomet_metric"}  # of unbabel-comet
-TOKENS = 4096  # of a batch: what a processor's caches like
 WORDS = {
     "comet22": {"layer": "mix"},
     "cometkiwi": {"sent_layer": "mix", "word_layer": 4, "input_segments": ["mt", "src"]},
@@ -95,8 +94,6 @@ def commands(metric: str, folder: Path, files: list[Path], turns: int, scratch: 
         "evaluation.score",
         "--metric",
         str(folder),
-        "--tokens",
-        str(TOKENS),
         "--sources",
         sources,
         "--hypotheses",
@@ -122,7 +119,7 @@ def computed(metric: str, folder: Path, sides: list[list[str]], turns: int, scra
     for turn in range(turns):
         began = time.perf_counter()
         with Store(scratch / f"{turn}.jsonl") as store:
-            ours = [row["score"] for row in score_segments(opened, asked, store, TOKENS)]
+            ours = [row["score"] for row in score_segments(opened, asked, store, tokens=16384)]
         between = time.perf_counter()
         library.retrieve_sentence_embedding.cache_clear()
         theirs = []

@@ -2,6 +2,8 @@
 
     segments -> those that the store doesn't know, each once -> windows sorted by length -> batches -> {"score", "spans"}
 
+Translations of one source come in one window. COMET-22 embeds each side of a segment alone: there a text is read once a window.
+
 A checkpoint's folder says what it is: hparams.yaml with checkpoints/model.ckpt (COMET; `encoder` beside them may hold the encoder's
 config and tokenizer), or an mT5's config.json with safetensors (MetricX). Weights are read as tensors only. All is computed in float32;
 another batch, order or number of processes moves a score by rounding, less than 1e-5 in the tests, and stored scores have six decimals.
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOW = 4096  # segments that are sorted by length at once, and written when they are scored
+CPU_TOKENS = 2048  # a larger batch outgrows a processor's caches
 BYTES = 4  # of UTF-8 text a token, about, in any script
 METRICX = "metricx"
 NEEDS_REFERENCE = ("regression_metric", "ranking_metric")
@@ -120,54 +123,67 @@ def snapshot(place: str, said: str, **how: Any) -> str:
 def score_segments(checkpoint: Checkpoint, segments: Sequence[Segment], store: Store, tokens: int, processes: int = 0) -> list[Found]:
     """What the metric finds of each segment, in order; written to `store` batch by batch.
 
-    tokens: of a batch, padding included; processes: 0 for one a GPU, or one where there is none.
+    tokens: of a batch, padding included, on a CPU at most CPU_TOKENS; processes: 0 for one a GPU, or one where there is none.
     Raises InputError where a reference is lacking.
     """
     if checkpoint.needs_reference and (lacking := next((s for s in segments if s.reference is None), None)):
         raise InputError(f'{checkpoint.name} compares with references, and "{lacking.source[:60]}" has none: use a metric that needs none')
     keys = [digest(checkpoint.signature, s.source, s.hypothesis, s.reference) for s in segments]
     missing = {key: segment for key, segment in zip(keys, segments, strict=True) if key not in store}
-    for batch, found in _scored(checkpoint, _batches(missing, tokens), processes):
+    for batch, found in _scored(checkpoint, missing, tokens, processes):
         store.append({"key": key, "metric": checkpoint.name, **one} for key, one in zip(batch, found, strict=True))
     return [{name: value for name, value in store[key].items() if name not in ("key", "metric")} for key in keys]
 
 
 def _batches(missing: dict[str, Segment], tokens: int) -> Iterator[tuple[list[str], list[Segment]]]:
     """(keys, segments) of neighbours in length within a window, the longest first."""
-    keys = list(missing)
+    first: dict[str, int] = {}
+    for segment in missing.values():
+        first.setdefault(segment.source, len(first))
+    keys = sorted(missing, key=lambda key: first[missing[key].source])
     for start in range(0, len(keys), WINDOW):
-        size = {key: _size(missing[key]) for key in keys[start : start + WINDOW]}
-        batch: list[str] = []
-        for key in sorted(size, key=lambda key: (-size[key], key)):
-            if batch and (len(batch) + 1) * size[batch[0]] > tokens * BYTES:
-                yield batch, [missing[key] for key in batch]
-                batch = []
-            batch.append(key)
-        yield batch, [missing[key] for key in batch]
+        for batch in _cut({key: _size(missing[key]) for key in keys[start : start + WINDOW]}, tokens):
+            yield batch, [missing[key] for key in batch]
+
+
+def _cut(size: dict[str, int], tokens: int) -> Iterator[list[str]]:
+    """The keys in batches of neighbours in size, in bytes, the largest first."""
+    batch: list[str] = []
+    for key in sorted(size, key=lambda key: (-size[key], key)):
+        if batch and (len(batch) + 1) * size[batch[0]] > tokens * BYTES:
+            yield batch
+            batch = []
+        batch.append(key)
+    if batch:
+        yield batch
 
 
 def _size(segment: Segment) -> int:
     """Bytes of text, and some for the special tokens."""
-    return sum(len(text.encode()) + 2 * BYTES for text in (segment.source, segment.hypothesis, segment.reference or ""))
+    return sum(map(_bytes, (segment.source, segment.hypothesis, segment.reference or "")))
 
 
-def _scored(
-    checkpoint: Checkpoint, batches: Iterator[tuple[list[str], list[Segment]]], processes: int
-) -> Iterator[tuple[list[str], list[Found]]]:
+def _bytes(text: str) -> int:
+    return len(text.encode()) + 2 * BYTES
+
+
+def _scored(checkpoint: Checkpoint, missing: dict[str, Segment], tokens: int, processes: int) -> Iterator[tuple[list[str], list[Found]]]:
     import torch
 
     processes = processes or max(1, torch.cuda.device_count())
+    tokens = tokens if torch.cuda.is_available() else min(tokens, CPU_TOKENS)
+    batches = _batches(missing, tokens)
     if processes == 1:
         scorer = None
         for keys, segments in batches:  # a model is opened only if there is something to score
-            scorer = scorer or open_scorer(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+            scorer = scorer or open_scorer(checkpoint, "cuda" if torch.cuda.is_available() else "cpu", tokens)
             yield keys, scorer(segments)
         return
     context = multiprocessing.get_context("spawn")
     devices = context.Queue()
     for number in range(processes):
         devices.put(f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
-    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(checkpoint, devices)) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(checkpoint, devices, tokens)) as pool:
         asked = {pool.submit(_score, segments): keys for keys, segments in batches}
         for done in as_completed(asked):
             yield asked[done], done.result()
@@ -176,18 +192,20 @@ def _scored(
 _worker: Any = None  # the scorer of this process
 
 
-def _start(checkpoint: Checkpoint, devices: Any) -> None:
+def _start(checkpoint: Checkpoint, devices: Any, tokens: int) -> None:
     global _worker
-    _worker = open_scorer(checkpoint, devices.get())
+    _worker = open_scorer(checkpoint, devices.get(), tokens)
 
 
 def _score(segments: list[Segment]) -> list[Found]:
     return _worker(segments)
 
 
-def open_scorer(checkpoint: Checkpoint, device: str) -> Any:
+def open_scorer(checkpoint: Checkpoint, device: str, tokens: int) -> Any:
     """segments -> [Found], on one device."""
-    return MetricX(checkpoint, device) if checkpoint.kind == METRICX else Comet(checkpoint, device)
+    if checkpoint.kind == METRICX:
+        return MetricX(checkpoint, device)
+    return Comet22(checkpoint, device, tokens) if checkpoint.kind == "regression_metric" else Comet(checkpoint, device)
 
 
 class Comet:
@@ -211,6 +229,28 @@ class Comet:
         rows = [{"score": round(score, 6)} for score in found["scores"].double().tolist()]
         spans = found["metadata"]["error_spans"] if "metadata" in found and "error_spans" in found["metadata"] else None
         return [row | {"spans": _plain(of)} for row, of in zip(rows, spans, strict=True)] if spans is not None else rows
+
+
+class Comet22(Comet):
+    """Embeddings of source, translation and reference, made apart, and an estimate from the three; a text is embedded once."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str, tokens: int):
+        super().__init__(checkpoint, device)
+        self.tokens, self.known = tokens, {}
+
+    def __call__(self, segments: Sequence[Segment]) -> list[Found]:
+        import torch
+
+        sides = [[s.source for s in segments], [s.hypothesis for s in segments], [s.reference for s in segments]]
+        new = {text: _bytes(text) for side in sides for text in side if text not in self.known}
+        if len(self.known) + len(new) > 3 * WINDOW:
+            new, self.known = {text: _bytes(text) for side in sides for text in side}, {}
+        with torch.inference_mode():
+            for texts in _cut(new, self.tokens):
+                inputs = {name: value.to(self.device) for name, value in self.model.encoder.prepare_sample(texts).items()}
+                self.known.update(zip(texts, self.model.get_sentence_embedding(**inputs), strict=True))
+            found = self.model.estimate(*(torch.stack([self.known[text] for text in side]) for side in sides))
+        return [{"score": round(score, 6)} for score in found.score.double().tolist()]
 
 
 def _plain(spans: list[dict]) -> list[dict]:

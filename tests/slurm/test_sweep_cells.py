@@ -55,7 +55,7 @@ def test_cells_of_two_sizes_some_of_which_fail(cluster, tmp_path: Path) -> None:
 def test_a_cell_that_is_requeued_is_waited_for_and_disturbs_no_other(cluster, tmp_path: Path) -> None:
     """The last task of an array has the array's own job id, by which Slurm would requeue all of them."""
     room.prepare(tmp_path, "gemma2")
-    words = room.words(tmp_path, "gemma2", "phase=cpt", "phase.train_steps=400", "cluster=local_slurm", f"hydra.sweep.dir={tmp_path}/sweep")
+    words = room.words(tmp_path, "gemma2", "phase=cpt", "phase.train_steps=200", "cluster=local_slurm", f"hydra.sweep.dir={tmp_path}/sweep")
     launched = [*command(*words, "seed=1,2"), "cluster.signal_seconds=30"]
     with subprocess.Popen(launched, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
         try:
@@ -70,4 +70,4 @@ def test_a_cell_that_is_requeued_is_waited_for_and_disturbs_no_other(cluster, tm
     assert sweep.returncode == 0 and "2 of 2 cells done" in said, said
     assert [len(starts(path.parent)) for path in metrics] == [1, 2], said
     for path in metrics:
-        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 401))
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 201))

@@ -82,6 +82,22 @@ def test_nothing_is_scored_twice(folders: dict[str, Path], tmp_path: Path, monke
     assert scored(folders["unified_metric"], asked, tmp_path / "s.jsonl") == first[:30]
 
 
+def test_a_text_is_embedded_once(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of three systems with the same sources and references; a window that is too small for that costs time and no score."""
+    from comet.models import RegressionMetric
+
+    asked = [Segment(s.source, f"{s.hypothesis} {word}", s.reference) for word in WORDS[:3] for s in segments(30)]
+    texts, embedded = {text for s in asked for text in (s.source, s.hypothesis, s.reference)}, []
+    whole = RegressionMetric.get_sentence_embedding
+    told = lambda self, input_ids, **more: embedded.append(len(input_ids)) or whole(self, input_ids, **more)  # noqa: E731
+    monkeypatch.setattr(RegressionMetric, "get_sentence_embedding", told)
+    found = scored(folders["regression_metric"], asked, tmp_path / "a.jsonl", tokens=100)
+    assert sum(embedded) == len(texts)
+    monkeypatch.setattr(neural, "WINDOW", 4)
+    again = scored(folders["regression_metric"], asked, tmp_path / "b.jsonl", tokens=100)
+    assert sum(embedded) > 2 * len(texts) and [x["score"] for x in again] == pytest.approx([x["score"] for x in found], abs=NEAR)
+
+
 def test_a_killed_run_goes_on_where_it_was(folders: dict[str, Path], tmp_path: Path):
     """SIGKILL between batches, and a line that was cut off in writing."""
     store = tmp_path / "s.jsonl"

@@ -50,7 +50,7 @@ def test_what_was_fetched_is_verified_and_found_offline(hub: list[str], tmp_path
     assert hub == ["google/wmt24pp en-de_DE", "Unbabel/comet", "FacebookAI/xlm-roberta"]
     assert TASKS["wmt24pp"].load(cfg.eval)[0]["reference"] == "Tag."
     found = neural.find("comet22", "Unbabel/comet", cfg.eval.assets)
-    assert neural.open_scorer(found, "cpu").model is not None  # its encoder is inside
+    assert neural.open_scorer(found, "cpu", 4096).model is not None  # its encoder is inside
     fetch_assets.fetch(cfg)
     assert len(hub) == 3, "verified files are not fetched again"
     rows = tmp_path / "assets" / "wmt24pp" / "en-de_DE.jsonl"
