@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from numpy.typing import NDArray
 
 from evaluation.generators import Decoding
-from evaluation.held_out import Row, choose
+from evaluation.held_out import Row
 from evaluation.metrics.bootstrap import Resampling, Value, estimate, percentage
 from evaluation.metrics.segment import Segment
 from evaluation.metrics.translation import bleu, bleu_statistics, chrf, chrf_statistics, plain, ter, ter_statistics
 from evaluation.tasks import translation
 from evaluation.tasks.sources import Published, require, rows_of
-from evaluation.tasks.task import Answer, Score, Task, examples, grouped
+from evaluation.tasks.task import Answer, Score, Task, examples, grouped, limited
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.locales import find, locale
 
@@ -44,20 +44,12 @@ def load(cfg: EvalConfig) -> list[Row]:
     return rows
 
 
-def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
-    return choose(rows, translation.pair, cfg.limit)
-
-
 def instruction(row: Row) -> str:
     source, target = locale(row["source_locale"]).english, locale(row["target_locale"]).english
     return (
         f"Improve the following translation from {source} to {target}, correcting only what is wrong:\n"
         f"{source}: {row['source']}\n{target} translation: {row['mt']}\nImproved {target} translation: "
     )
-
-
-def opening(row: Row) -> str:
-    return instruction(row).rstrip()
 
 
 def shots(rows: Sequence[Row]) -> list[str]:
@@ -100,10 +92,9 @@ APE = Task(
     NAME,
     ("source", "mt", "reference"),
     "source",
-    chosen,
+    limited(translation.pair),
     score,
     instruction,
-    opening,
     load=load,
     decoding=Decoding(max_new_tokens=1024),
     shots=shots,

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evaluation.generators import Decoding
-from evaluation.held_out import Row, choose
+from evaluation.held_out import Row
 from evaluation.metrics import correction
 from evaluation.metrics.bootstrap import Resampling, estimate, percentage
 from evaluation.metrics.translation import plain
 from evaluation.tasks.sources import Published, place_of, rows_of
-from evaluation.tasks.task import Answer, Score, Task, examples, groups_by
+from evaluation.tasks.task import Answer, Score, Task, examples, groups_by, limited
 from evaluation.tasks.translation import outputs
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.jsonl import is_text
@@ -81,20 +81,12 @@ def _applied(words: Sequence[str], edits: Sequence[tuple[int, int, list[str]]]) 
     return " ".join(corrected)
 
 
-def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
-    return choose(rows, lambda row: row["language"], cfg.limit)
-
-
 def instruction(row: Row) -> str:
     language = find(row["language"]).english.split(" (")[0]
     return (
         f"Correct the grammar and the spelling of the following {language} sentence. Answer with the corrected sentence alone, "
         f"or with the same sentence if nothing is wrong.\nSentence: {row['sentence']}\nCorrected: "
     )
-
-
-def opening(row: Row) -> str:
-    return instruction(row).rstrip()
 
 
 def shots(rows: Sequence[Row]) -> list[str]:
@@ -133,10 +125,9 @@ GEC = Task(
     NAME,
     ("sentence", "language"),
     "sentence",
-    chosen,
+    limited(lambda row: row["language"]),
     score,
     instruction,
-    opening,
     load=load,
     published=lambda cfg: [PART],
     decoding=Decoding(max_new_tokens=1024),

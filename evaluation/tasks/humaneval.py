@@ -12,10 +12,10 @@ from textwrap import dedent, indent
 
 from evaluation import sandbox
 from evaluation.generators import Decoding
-from evaluation.held_out import Row, choose
+from evaluation.held_out import Row
 from evaluation.metrics.bootstrap import Resampling, percentage
 from evaluation.tasks.sources import Published, require, rows_of
-from evaluation.tasks.task import Answer, Score, Task, Verify
+from evaluation.tasks.task import Answer, Score, Task, Verify, limited
 from megatron_tower.config import EvalConfig, InputError
 
 NAME = "humaneval"
@@ -35,10 +35,6 @@ def load(cfg: EvalConfig) -> list[Row]:
         rows.append({"id": row["task_id"]} | {name: row[name] for name in ("prompt", "test", "entry_point")})
     sandbox.require()
     return rows
-
-
-def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
-    return choose(rows, lambda row: "all", cfg.limit)
 
 
 def instruction(row: Row) -> str:
@@ -90,7 +86,7 @@ HUMANEVAL = Task(
     NAME,
     ("prompt", "test", "entry_point"),
     "prompt",
-    chosen,
+    limited(lambda row: "all"),
     score,
     instruction,
     opening,

@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from evaluation.generators import Decoding
-from evaluation.held_out import Row, choose
+from evaluation.held_out import Row
 from evaluation.metrics.bootstrap import Resampling, estimate, percent, percentage
 from evaluation.metrics.segment import Segment
 from evaluation.metrics.translation import chrf, chrf_statistics
 from evaluation.tasks.general import instruction, opening
 from evaluation.tasks.sources import Published, place_of, require, rows_of
-from evaluation.tasks.task import Answer, Score, Task, Verify, grouped, groups_by
+from evaluation.tasks.task import Answer, Score, Task, Verify, grouped, groups_by, limited
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.locales import find
 from megatron_tower.data.verifiable import case_of, kept
@@ -134,10 +134,6 @@ def pair(row: Row) -> str:
     return f"{row['source_locale']}->{row['target_locale']}"
 
 
-def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
-    return choose(rows, pair, cfg.limit)
-
-
 def verified(rows: Sequence[Row], answers: Sequence[Answer], verify: Verify) -> list[Answer]:
     """The answers with {"kept": of each checkable instruction, "translation": the text inside what was asked for}."""
     found = []
@@ -186,7 +182,7 @@ def _task(name: str, load: Callable[[EvalConfig], list[Row]], parts: Sequence[Pu
         name,
         ("prompt",),
         "prompt",
-        chosen,
+        limited(pair),
         lambda rows, answers, how: score(name, rows, answers, how),
         instruction,
         opening,

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.generators import Decoding
-from evaluation.held_out import Row, choose
+from evaluation.held_out import Row
 from evaluation.metrics.bootstrap import Resampling, estimate, percent, percentage
 from evaluation.tasks.general import instruction, opening
 from evaluation.tasks.sources import Published, require, rows_of
-from evaluation.tasks.task import Answer, Score, Task, Verify, groups_by
+from evaluation.tasks.task import Answer, Score, Task, Verify, groups_by, limited
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.rewards import instructions
 
@@ -47,10 +47,6 @@ def _load(cfg: EvalConfig, part: Published) -> list[Row]:
     return rows
 
 
-def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
-    return choose(rows, lambda row: row["language"], cfg.limit)
-
-
 def verified(rows: Sequence[Row], answers: Sequence[Answer], verify: Verify) -> list[Answer]:
     """The answers with {"strict", "loose"}: for each instruction whether it is followed."""
     return [
@@ -73,7 +69,7 @@ def _task(part: Published) -> Task:
         part.task,
         ("prompt",),
         "prompt",
-        chosen,
+        limited(lambda row: row["language"]),
         score,
         instruction,
         opening,

@@ -13,12 +13,12 @@ from statistics import fmean
 import numpy as np
 
 from evaluation.generators import Decoding
-from evaluation.held_out import Row, choose
+from evaluation.held_out import Row
 from evaluation.metrics.bootstrap import Resampling, percentage
 from evaluation.metrics.correlation import correlations
 from evaluation.tasks import translation
 from evaluation.tasks.mt_ranking import judged, part
-from evaluation.tasks.task import Answer, Score, Task, Verify, examples, grouped, groups_by
+from evaluation.tasks.task import Answer, Score, Task, Verify, examples, grouped, groups_by, limited
 from megatron_tower.config import EvalConfig
 from megatron_tower.data.locales import locale
 
@@ -41,20 +41,12 @@ def load(cfg: EvalConfig) -> list[Row]:
     return rows
 
 
-def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
-    return choose(rows, translation.pair, cfg.limit)
-
-
 def instruction(row: Row) -> str:
     source, target = locale(row["source_locale"]).english, locale(row["target_locale"]).english
     return (
         f"Score the quality of the following translation from {source} to {target} with one number from 0 (nothing of it is right) to 100 "
         f"(perfect):\n{source}: {row['source']}\n{target}: {row['translation']}\nScore: "
     )
-
-
-def opening(row: Row) -> str:
-    return instruction(row).rstrip()
 
 
 def shots(rows: Sequence[Row]) -> list[str]:
@@ -92,10 +84,9 @@ MT_EVALUATION = Task(
     NAME,
     ("source", "translation"),
     "source",
-    chosen,
+    limited(translation.pair),
     score,
     instruction,
-    opening,
     verify=verified,
     load=load,
     published=lambda cfg: [part(NAME)],

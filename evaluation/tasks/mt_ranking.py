@@ -9,12 +9,12 @@ the reward (rewards/preference.py): none, or both, is `unparsable` and wrong. `c
 from collections.abc import Sequence
 
 from evaluation.generators import Decoding
-from evaluation.held_out import Row, choose
+from evaluation.held_out import Row
 from evaluation.metrics.bootstrap import Resampling, percentage
 from evaluation.store import digest
 from evaluation.tasks import translation
 from evaluation.tasks.sources import Published, place_of, rows_of
-from evaluation.tasks.task import Answer, Score, Task, Verify, examples, groups_by
+from evaluation.tasks.task import Answer, Score, Task, Verify, examples, groups_by, limited
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data import judgements
 from megatron_tower.rewards.preference import choice
@@ -60,10 +60,6 @@ def load(cfg: EvalConfig) -> list[Row]:
     return rows
 
 
-def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
-    return choose(rows, translation.pair, cfg.limit)
-
-
 def instruction(row: Row) -> str:
     return judgements.ranking_prompt(row["source_locale"], row["source"], row["translations"])
 
@@ -97,7 +93,7 @@ MT_RANKING = Task(
     NAME,
     ("source", "answer"),
     "source",
-    chosen,
+    limited(translation.pair),
     score,
     instruction,
     opening,

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.generators import Decoding
-from evaluation.held_out import Row, choose
+from evaluation.held_out import Row
 from evaluation.metrics.bootstrap import Resampling, estimate, percentage
 from evaluation.metrics.translation import plain
 from evaluation.tasks.sources import Published, place_of, require, rows_of
-from evaluation.tasks.task import Answer, Score, Task, Verify, examples, grouped, groups_by
+from evaluation.tasks.task import Answer, Score, Task, Verify, examples, grouped, groups_by, limited
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.jsonl import is_text
 from megatron_tower.data.locales import LOCALES, find
@@ -137,20 +137,12 @@ def replied(reply: str) -> list[Entity] | None:
         return None
 
 
-def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
-    return choose(rows, lambda row: row["language"], cfg.limit)
-
-
 def instruction(row: Row) -> str:
     kinds = ", ".join(f"{kind} ({MEANINGS[kind]})" if kind in MEANINGS else kind for kind in row["types"])
     return (
         f"Find the named entities of these types in the text below: {kinds}. Answer with nothing but a JSON list in the order of the text, "
         f'[{{"text": "...", "type": "..."}}, ...], or [] if there are none.\nText: {row["text"]}\nEntities: '
     )
-
-
-def opening(row: Row) -> str:
-    return instruction(row).rstrip()
 
 
 def shots(rows: Sequence[Row]) -> list[str]:
@@ -205,10 +197,9 @@ NER = Task(
     NAME,
     ("text", "language"),
     "text",
-    chosen,
+    limited(lambda row: row["language"]),
     score,
     instruction,
-    opening,
     verify=verified,
     load=load,
     published=lambda cfg: [_part(language) for language in languages(cfg)],

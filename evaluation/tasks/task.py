@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evaluation.generators import Decoding
-from evaluation.held_out import Row
+from evaluation.held_out import Row, choose
 from evaluation.metrics.bootstrap import Estimate, Resampling
 from evaluation.metrics.segment import Segment
 from evaluation.tasks.sources import Published
@@ -47,8 +47,9 @@ class Task:
     load: rows of a benchmark, each with an "id" of its own; None: of held_out/<name>.jsonl. published: where they come from.
     decoding: None: greedy, eval.max_new_tokens. segments: what neural metrics score of the answers.
     instruction: the user's turn of a chat; opening: the same as the beginning of a text, for a model that has seen no chats, with the
-    worked examples that `shots` gives for each row before it and `stop` to end the answer. Without them the text itself is scored
-    for its likelihood. given: fields with answers to score for theirs; none is generated.
+    worked examples that `shots` gives for each row before it and `stop` to end the answer; None: the instruction without the space at
+    its end, which belongs to the answer's first token. Without an instruction the text itself is scored for its likelihood. given: fields
+    with answers to score for theirs; none is generated.
     verify: adds to each answer what the rewards say of it."""
 
     name: str
@@ -74,7 +75,8 @@ class Task:
         if chat:
             return [self.instruction(row) for row in rows]
         before = self.shots(rows) if self.shots else [""] * len(rows)
-        return [shots + self.opening(row) for shots, row in zip(before, rows, strict=True)]
+        opening = self.opening or (lambda row: self.instruction(row).rstrip())
+        return [shots + opening(row) for shots, row in zip(before, rows, strict=True)]
 
     def ask(self, asker: "Asker", rows: Sequence[Row], usual: Decoding) -> list[Answer]:
         """{"output": text, "finish"} of each row, or {"bits", "tokens"} of its text, or {"<field>_logprob": nats a token} of each
@@ -87,6 +89,11 @@ class Task:
             return [{"output": one.text, "finish": one.finish} | ({"problem": one.problem} if one.problem else {}) for one in found]
         found = [asker.answer_likelihood(prompts, [row[field] for row in rows]) for field in self.given]
         return [{f"{field}_logprob": f.logprob for field, f in zip(self.given, of, strict=True)} for of in zip(*found, strict=True)]
+
+
+def limited(group: Callable[[Row], str]) -> Callable[[Sequence[Row], EvalConfig], list[Row]]:
+    """The `choose` of a benchmark: eval.limit rows of each group."""
+    return lambda rows, cfg: choose(rows, group, cfg.limit)
 
 
 def groups_by(rows: Sequence[Row], *fields: str) -> Iterator[tuple[str, str, list[int]]]:

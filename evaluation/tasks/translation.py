@@ -32,11 +32,6 @@ def instruction(row: Row) -> str:
     return translation_prompt(row["source_locale"], row["target_locale"], row["source"])
 
 
-def opening(row: Row) -> str:
-    """One of the forms that CPT's parallel text takes. Its last space belongs to the answer's first token."""
-    return instruction(row).rstrip()
-
-
 def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
     return choose(rows, pair, cfg.translations_per_locale)
 
@@ -118,4 +113,4 @@ def segments(rows: Sequence[Row], answers: Sequence[Answer]) -> list[Segment]:
 
 
 FIELDS = ("kind", "source_locale", "target_locale", "source", "reference")
-TRANSLATION = Task("translation", FIELDS, "source", chosen, scorer("translation", "kind"), instruction, opening, segments=segments)
+TRANSLATION = Task("translation", FIELDS, "source", chosen, scorer("translation", "kind"), instruction, segments=segments)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from evaluation.generators import Decoding
-from evaluation.held_out import Row, choose
+from evaluation.held_out import Row
 from evaluation.metrics.segment import Segment
 from evaluation.tasks import translation
 from evaluation.tasks.sources import Published, require, rows_of
-from evaluation.tasks.task import Answer, Task, examples, grouped
+from evaluation.tasks.task import Answer, Task, examples, grouped, limited
 from megatron_tower.config import EvalConfig, InputError
 from megatron_tower.data.locales import EVALUATED
 
@@ -95,10 +95,6 @@ def _turned(row: Row) -> Row:
     }
 
 
-def chosen(rows: Sequence[Row], cfg: EvalConfig) -> list[Row]:
-    return choose(rows, translation.pair, cfg.limit)
-
-
 def shots(rows: Sequence[Row]) -> list[str]:
     """From the pair's other documents."""
     return examples(rows, translation.pair, lambda one: f"{translation.instruction(one)}{one['reference']}", "source", "document")
@@ -119,10 +115,9 @@ WMT24PP = Task(
     NAME,
     ("source", "reference"),
     "source",
-    chosen,
+    limited(translation.pair),
     translation.scorer(NAME, "domain"),
     translation.instruction,
-    translation.opening,
     load=load,
     published=published,
     decoding=Decoding(max_new_tokens=2048),
