@@ -124,12 +124,12 @@ def _orphan(cfg: Config) -> bool:
     def life(begun: int) -> None:
         def write(buckets: list) -> str:
             os.write(tell, str(os.getpid()).encode())
+            os.write(begun, b"!!")  # not before: killed earlier, it would never say who it is
             time.sleep(600)
             return "never"
 
         writer.write = write
         writer.Writer([])
-        os.write(begun, b"!!")
         time.sleep(600)
 
     _live(life, kill_after=1)
