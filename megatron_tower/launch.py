@@ -266,7 +266,7 @@ def _tell_submitted(run: Path, steps: list[Step], new: dict[str, Record], asked:
 
 
 def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 if __name__ == "__main__":

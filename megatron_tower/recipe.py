@@ -11,6 +11,7 @@ already, so a second run goes on where the first one stopped. Leaves out: the sa
 
 import multiprocessing
 import os
+import shlex
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -131,7 +132,7 @@ def main(cfg: Config) -> None:
     start = time.monotonic()
     for number, step in enumerate(plan, 1):
         console.rule(f"[bold]{number}/{len(plan)} {step.title}[/]", align="left")
-        console.print("$ python " + " ".join(step.command[1:]), style="dim", soft_wrap=True)
+        console.print(f"$ python {shlex.join(step.command[1:])}", style="dim", soft_wrap=True, markup=False)
         began = time.monotonic()
         code = step.run()
         if code:

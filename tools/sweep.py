@@ -103,7 +103,7 @@ def _print(rows: Sequence[Sequence[str]]) -> None:
     shown = Table(*(Column(title, overflow="fold") for title in rows[0]))
     for row in rows[1:]:
         shown.add_row(*row)
-    Console(width=None if Console().is_terminal else 200, highlight=False).print(shown)
+    Console(width=None if Console().is_terminal else 200, highlight=False, markup=False).print(shown)
 
 
 def _markdown(folder: Path, rows: Sequence[Sequence[str]], failed: Sequence[Cell]) -> str:

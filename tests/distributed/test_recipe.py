@@ -34,6 +34,7 @@ def test_every_stage_left_what_it_is_to_leave(finished):
     page = (run / "report.html").read_text()
     assert all(stage in page for stage in ("Base", "CPT", "SFT", "WPO", "GRPO")) and "trigram" in page
     assert str((run / "report.html").resolve()) in said.replace("\n", "")
+    assert "$ python -m tools.prepare_data recipe=demo 'data.locales=[de_DE]'" in said  # a shell takes it as it stands
 
 
 def test_the_export_answers_in_transformers_as_the_run_answers_here(finished):
