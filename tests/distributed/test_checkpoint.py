@@ -17,7 +17,7 @@ from tests.distributed import curves
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    """A run stopped after 10 of 20 steps."""
+    """A run stopped halfway."""
     cfg = curves.config(folder, "gemma2", "single", f"run_dir={folder}/run_checkpoint")
     curves.saved(cfg)
     distributed.shutdown()
@@ -28,7 +28,7 @@ def run(folder: Path) -> Path:
 def copy(run: Path, tmp_path: Path) -> Path:
     """A copy of the checkpoint, to be spoiled."""
     shutil.copytree(run, tmp_path / "run")
-    return tmp_path / "run/cpt/checkpoints/step_00000010"
+    return tmp_path / f"run/cpt/checkpoints/step_{curves.HALF:08d}"
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -60,7 +60,7 @@ def refused(copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_manifest_lists_every_file(run: Path) -> None:
     found = checkpoint.latest(run / "cpt")
-    assert (found.step, found.samples, found.model.family) == (10, 80, "gemma2")
+    assert (found.step, found.samples, found.model.family) == (curves.HALF, 8 * curves.HALF, "gemma2")
     listed = json.loads((found.path / "manifest.json").read_text())["files"]
     assert {*listed, "manifest.json"} == {p.name for p in found.path.iterdir()}
     checkpoint.verify(found.path)
@@ -129,7 +129,7 @@ def test_a_full_disk_ends_a_phase_that_goes_on(copy: Path, folder: Path, monkeyp
     """Not as bad input: another start may find room."""
     usage, before = shutil.disk_usage(copy), files(copy)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(OSError, match="step 10 can't be saved") as full:
+    with pytest.raises(OSError, match=f"step {curves.HALF} can't be saved") as full:
         refused(copy, folder, monkeypatch, None)
     distributed.shutdown()
     assert files(copy) == before
