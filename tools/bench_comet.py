@@ -1,6 +1,6 @@
 """Neural metrics beside the library they come from: `python -m evaluation.score` against `comet-score`, whole commands on the same files.
 
-Texts are of mixed length, the hypotheses of two systems each; runs alternate. `comet-score` computes in float16 (unbabel-comet 2.2.7)
+Texts are of mixed length, the hypotheses of --systems systems each; runs alternate. `comet-score` computes in float16 (unbabel-comet 2.2.7)
 and we in float32, so the library's own `predict` in float32 is timed too, inside one process and without its start, and its scores
 are held to ours. Without --folder the model is an XLM-R shape of random weights.
 Run:  python -m tools.bench_comet --segments 400          # --metric xcomet for one of the three
@@ -23,7 +23,6 @@ from evaluation.metrics.segment import Segment
 from evaluation.store import Store
 
 HEAD = "| metric | what | segments | s | segments/s | ratio |\n|---|---|---:|---:|---:|---:|"
-SYSTEMS = 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CLASSES = {"comet22": "regression_metric", "cometkiwi": "unified_metric", "xcomet": "xcomet_metric"}  # of unbabel-comet
 WORDS = {
@@ -33,11 +32,11 @@ WORDS = {
 }
 
 
-def texts(count: int) -> list[list[str]]:
+def texts(count: int, systems: int) -> list[list[str]]:
     """[sources, references, the systems' hypotheses], log-normal in length around 20 words, sides of a segment alike."""
     rng = random.Random(0)
     words = ["".join(rng.choices(LETTERS, k=rng.randint(1, 9))) for _ in range(2000)]
-    sides: list[list[str]] = [[] for _ in range(2 + SYSTEMS)]
+    sides: list[list[str]] = [[] for _ in range(2 + systems)]
     for _ in range(count):
         length = rng.lognormvariate(3.0, 0.7)
         for side in sides:
@@ -135,11 +134,11 @@ def computed(metric: str, folder: Path, sides: list[list[str]], turns: int, scra
 def rows(metric: str, asked: argparse.Namespace, scratch: Path) -> float:
     """Time one metric and print its rows; returns the largest difference from the library's scores."""
     folder = asked.folder or synthetic(metric, scratch / "model", asked.hidden, asked.layers)
-    sides = texts(asked.segments)
+    sides = texts(asked.segments, asked.systems)
     files = [scratch / f"{number}.txt" for number in range(len(sides))]
     for file, side in zip(files, sides, strict=True):
         file.write_text("".join(f"{line}\n" for line in side))
-    count = SYSTEMS * asked.segments
+    count = asked.systems * asked.segments
     ours, theirs = commands(metric, folder, files, asked.turns, scratch / "whole")
     inside, library, difference = computed(metric, folder, sides, asked.turns, scratch / "inside")
     timings = (
@@ -156,6 +155,7 @@ def main() -> None:
     parser.add_argument("--metric", choices=list(CLASSES), nargs="+", default=list(CLASSES))
     parser.add_argument("--folder", type=Path, help="a downloaded checkpoint of the one --metric; else one of random weights")
     parser.add_argument("--segments", type=int, default=400)
+    parser.add_argument("--systems", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--turns", type=int, default=3)
