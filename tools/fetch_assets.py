@@ -80,9 +80,10 @@ def _wanted(cfg: Config) -> dict[str, Callable[[Path], None]]:
 
 def _to_fetch(name: str, place: str) -> bool:
     """Whether it is on the hub. Raises InputError for what is neither there nor here."""
-    if not Path(place).exists() and not on_hub(place):
+    here = Path(place).exists()
+    if not here and not on_hub(place):
         raise InputError(f"{name}={place} is neither here nor a model of the hub: name a folder, org/name, or leave {name} out")
-    return not Path(place).exists()
+    return not here
 
 
 def _rows(folder: Path, parts: list[Published]) -> None:

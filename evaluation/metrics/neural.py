@@ -25,15 +25,14 @@ from evaluation.metrics.segment import Segment
 from evaluation.store import Store, digest
 from megatron_tower.config import InputError
 from megatron_tower.data.sources import fingerprint
+from megatron_tower.rollout.scorers import BYTES, NEEDS_REFERENCE, by_length, hparams, load_comet, moved
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOW = 4096  # segments that are sorted by length at once, and written when they are scored
 CPU_TOKENS = 2048  # a larger batch outgrows a processor's caches
-BYTES = 4  # of UTF-8 text a token, about, in any script
 METRICX = "metricx"
-NEEDS_REFERENCE = ("regression_metric", "ranking_metric")
 METRICX_TOKEN, METRICX_LONGEST, METRICX_WORST = 250089, 1536, 25.0  # as google-research/metricx has them
 Found = dict[str, Any]  # {"score": float}, and of xCOMET {"spans": [{"text", "start", "end", "severity", "confidence"}]}
 
@@ -72,8 +71,6 @@ def find(name: str, place: str, assets: str, word: str = "") -> Checkpoint:
     kept = Path(assets) / place.replace("/", "--")
     folder = next((path for path in (Path(place), kept) if path.is_dir()), None) or _fetched(word, place)
     if (folder / "hparams.yaml").is_file():
-        from megatron_tower.rollout.scorers import hparams
-
         if not (folder / "checkpoints" / "model.ckpt").is_file():
             raise InputError(f"{word}{folder} has no checkpoints/model.ckpt: fetch it again")
         return Checkpoint(name, folder, hparams(folder)["class_identifier"])
@@ -142,20 +139,8 @@ def _batches(missing: dict[str, Segment], tokens: int) -> Iterator[tuple[list[st
         first.setdefault(segment.source, len(first))
     keys = sorted(missing, key=lambda key: first[missing[key].source])
     for start in range(0, len(keys), WINDOW):
-        for batch in _cut({key: _size(missing[key]) for key in keys[start : start + WINDOW]}, tokens):
+        for batch in by_length({key: _size(missing[key]) for key in keys[start : start + WINDOW]}, tokens):
             yield batch, [missing[key] for key in batch]
-
-
-def _cut(size: dict[str, int], tokens: int) -> Iterator[list[str]]:
-    """The keys in batches of neighbours in size, in bytes, the largest first."""
-    batch: list[str] = []
-    for key in sorted(size, key=lambda key: (-size[key], key)):
-        if batch and (len(batch) + 1) * size[batch[0]] > tokens * BYTES:
-            yield batch
-            batch = []
-        batch.append(key)
-    if batch:
-        yield batch
 
 
 def _size(segment: Segment) -> int:
@@ -170,19 +155,20 @@ def _bytes(text: str) -> int:
 def _scored(checkpoint: Checkpoint, missing: dict[str, Segment], tokens: int, processes: int) -> Iterator[tuple[list[str], list[Found]]]:
     import torch
 
-    processes = processes or max(1, torch.cuda.device_count())
-    tokens = tokens if torch.cuda.is_available() else min(tokens, CPU_TOKENS)
+    gpus = torch.cuda.device_count()
+    processes = processes or max(1, gpus)
+    tokens = tokens if gpus else min(tokens, CPU_TOKENS)
     batches = _batches(missing, tokens)
     if processes == 1:
         scorer = None
         for keys, segments in batches:  # a model is opened only if there is something to score
-            scorer = scorer or open_scorer(checkpoint, "cuda" if torch.cuda.is_available() else "cpu", tokens)
+            scorer = scorer or open_scorer(checkpoint, "cuda" if gpus else "cpu", tokens)
             yield keys, scorer(segments)
         return
     context = multiprocessing.get_context("spawn")
     devices = context.Queue()
     for number in range(processes):
-        devices.put(f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
+        devices.put(f"cuda:{number % gpus}" if gpus else "cpu")
     with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(checkpoint, devices, tokens)) as pool:
         asked = {pool.submit(_score, segments): keys for keys, segments in batches}
         for done in as_completed(asked):
@@ -212,15 +198,11 @@ class Comet:
     """Any class of unbabel-comet; one that can do without a reference gets it where there is one."""
 
     def __init__(self, checkpoint: Checkpoint, device: str):
-        from megatron_tower.rollout.scorers import load_comet
-
         self.device, self.model = device, load_comet(checkpoint.folder).to(device)
         self.takes_reference = checkpoint.kind != "referenceless_regression_metric"
 
     def __call__(self, segments: Sequence[Segment]) -> list[Found]:
         import torch
-
-        from megatron_tower.rollout.scorers import moved
 
         known = self.takes_reference and all(segment.reference is not None for segment in segments)
         samples = [{"src": s.source, "mt": s.hypothesis} | ({"ref": s.reference} if known else {}) for s in segments]
@@ -232,7 +214,8 @@ class Comet:
 
 
 class Comet22(Comet):
-    """Embeddings of source, translation and reference, made apart, and an estimate from the three; a text is embedded once."""
+    """Embeddings of source, translation and reference, made apart, and an estimate from the three. `known`: those of a window's texts,
+    emptied where it would hold more, so that a text is embedded again at most where a window begins anew."""
 
     def __init__(self, checkpoint: Checkpoint, device: str, tokens: int):
         super().__init__(checkpoint, device)
@@ -246,7 +229,7 @@ class Comet22(Comet):
         if len(self.known) + len(new) > 3 * WINDOW:
             new, self.known = {text: _bytes(text) for side in sides for text in side}, {}
         with torch.inference_mode():
-            for texts in _cut(new, self.tokens):
+            for texts in by_length(new, self.tokens):
                 inputs = {name: value.to(self.device) for name, value in self.model.encoder.prepare_sample(texts).items()}
                 self.known.update(zip(texts, self.model.get_sentence_embedding(**inputs), strict=True))
             found = self.model.estimate(*(torch.stack([self.known[text] for text in side]) for side in sides))

@@ -16,13 +16,12 @@ from megatron_tower.config import InputError
 from megatron_tower.config_data import ScoreConfig
 from megatron_tower.curation.shards import Row
 from megatron_tower.data import sources
-from megatron_tower.rollout.scorers import NEEDS_REFERENCE, hparams, load_comet, moved
+from megatron_tower.rollout.scorers import BYTES, NEEDS_REFERENCE, by_length, hparams, load_comet, moved
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOKENS = 16384  # of a batch, padding included, at
-BYTES = 4  # of UTF-8 a token, about, in any script
+TOKENS = 16384  # of a batch, padding included
 TEXTS = ("text", "source", "target")
 COMET = ("hparams.yaml", "checkpoints/model.ckpt")
 CLASSIFIER = ("config.json", "tokenizer_config.json")
@@ -65,19 +64,9 @@ def _files(folder: Path) -> tuple[str, ...]:
 
 
 def _batches(rows: Sequence[Row], longest: int) -> Iterator[list[int]]:
-    """Places of rows that are neighbours in length, the longest first: what fits memory once fits to the end.
-
-    longest: tokens that the model reads of a text.
-    """
+    """Places of rows that are neighbours in length; longest: tokens that the model reads of a text."""
     sizes = [sum(min(longest * BYTES, len(row[name].encode())) for name in TEXTS if name in row) for row in rows]
-    batch: list[int] = []
-    for place in sorted(range(len(rows)), key=lambda place: (-sizes[place], place)):
-        if batch and (len(batch) + 1) * sizes[batch[0]] > TOKENS * BYTES:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
+    return by_length(dict(enumerate(sizes)), TOKENS)
 
 
 @lru_cache(maxsize=1)

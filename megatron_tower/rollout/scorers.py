@@ -11,9 +11,9 @@ Leaves out: several devices (the first rank scores alone), pairwise judges.  Run
 import inspect
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from megatron_tower.config import InputError, PairsConfig
 from megatron_tower.data import sources
@@ -32,6 +32,8 @@ FILES = {
     "reward_model": ("config.json", "tokenizer_config.json"),
 }
 NEEDS_REFERENCE = ("regression_metric", "ranking_metric")
+BYTES = 4  # of UTF-8 text a token, about, in any script
+Key = TypeVar("Key", int, str)
 
 
 def check(cfg: PairsConfig, items: Sequence[Item]) -> None:
@@ -169,6 +171,19 @@ def _in_batches(scores: Callable[[Asked], "Tensor"], asked: Asked, size: int) ->
             for row, value in zip(rows, scores([asked[row] for row in rows]).float().tolist(), strict=True):
                 verdicts[row] = Verdict(value) if math.isfinite(value) else Verdict(None, "nan")
     return verdicts
+
+
+def by_length(sizes: Mapping[Key, int], tokens: int) -> Iterator[list[Key]]:
+    """Keys of texts of so many bytes in batches of about `tokens`, padding included: neighbours in length, the longest first, so that
+    what fits memory once fits to the end."""
+    batch: list[Key] = []
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
+        if batch and (len(batch) + 1) * sizes[batch[0]] > tokens * BYTES:
+            yield batch
+            batch = []
+        batch.append(key)
+    if batch:
+        yield batch
 
 
 def hparams(folder: Path) -> dict:
