@@ -36,7 +36,8 @@ def check(cfg: Config, asked: dict[str, list[Row]]) -> list[neural.Checkpoint]:
                 f"eval.metrics.{name}={place}: sacrebleu's TER is asked for as +eval.metrics.{TER}={SACREBLEU}, its chrF++ and BLEU "
                 "are always there, and a metric with weights is called otherwise"
             )
-    found = [neural.find(name, place, cfg.eval.assets) for name, place in cfg.eval.metrics.items() if name != TER]
+    precision = cfg.eval.metric_precision
+    found = [neural.find(name, place, cfg.eval.assets, precision=precision) for name, place in cfg.eval.metrics.items() if name != TER]
     translated = [row for task, rows in asked.items() if TASKS[task].segments for row in rows]
     if cfg.eval.metrics and not translated:
         raise InputError("eval.metrics scores translations, and none of eval.tasks translates: add wmt24pp or leave eval.metrics out")

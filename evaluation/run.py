@@ -35,6 +35,7 @@ from evaluation import neural
 from evaluation.generators import Decoding, Generator
 from evaluation.held_out import Row, read
 from evaluation.metrics.bootstrap import Resampling
+from evaluation.metrics.neural import PRECISIONS
 from evaluation.store import Store, digest
 from evaluation.tasks import TASKS
 from evaluation.tasks.task import Answer, Score, Verdict, Verify
@@ -57,6 +58,7 @@ HOW = (
     "assets",
     "sources",
     "metrics",
+    "metric_precision",
     "metric_tokens",
     "metric_processes",
     "endpoint",
@@ -129,7 +131,8 @@ def check(cfg: Config) -> Plan:
     from megatron_tower.data import manifest
 
     asked = cfg.eval
-    for value, known, name in ((asked.stage, STAGES, "stage"), (asked.generator, GENERATORS, "generator")):
+    for name, known in (("stage", STAGES), ("generator", GENERATORS), ("metric_precision", PRECISIONS)):
+        value = getattr(asked, name)
         if value not in known:
             raise InputError(f"eval.{name}={value} is unknown: use one of {', '.join(known)}")
     if asked.bootstrap_samples < 1 or not 0 < asked.confidence < 1:

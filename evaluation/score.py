@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--target", default="", help="locale of the translations, which chooses sacrebleu's tokenizer: de_DE")
     parser.add_argument("--assets", default="assets")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--precision", choices=list(neural.PRECISIONS), default="fp32", help="of a neural metric; comet-score has fp16")
     parser.add_argument("--tokens", type=int, default=16384, help="of a batch of a neural metric")
     parser.add_argument("--samples", type=int, default=1000, help="bootstrap resamples")
     asked = parser.parse_args()
@@ -100,7 +101,7 @@ def _neural(asked: argparse.Namespace) -> tuple[dict[str, NDArray], Value, str, 
     sources, systems = _lines(asked.sources), _systems(asked, asked.sources)
     references = [None] * len(sources) if asked.references is None else _lines(asked.references)
     _same_length(asked.sources, sources, asked.references, references)
-    checkpoint = neural.find("metric", asked.metric, asked.assets, "--metric ")  # last, since it may fetch weights
+    checkpoint = neural.find("metric", asked.metric, asked.assets, "--metric ", asked.precision)  # last, since it may fetch weights
     if checkpoint.needs_reference and asked.references is None:
         raise InputError(f"--metric {asked.metric} compares with references: give --references, or use a metric that needs none")
     segments = [Segment(*of) for texts in systems.values() for of in zip(sources, texts, references, strict=True)]

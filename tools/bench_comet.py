@@ -1,9 +1,9 @@
 """Neural metrics beside the library they come from: `python -m evaluation.score` against `comet-score`, whole commands on the same files.
 
-Texts are of mixed length, the hypotheses of --systems systems each; runs alternate. `comet-score` computes in float16 (unbabel-comet 2.2.7)
-and we in float32, so the library's own `predict` in float32 is timed too, inside one process and without its start, and its scores
-are held to ours. Without --folder the model is an XLM-R shape of random weights.
-Run:  python -m tools.bench_comet --segments 400          # --metric xcomet for one of the three
+Texts are of mixed length, the hypotheses of --systems systems each; runs alternate. `comet-score` computes in fp16 (unbabel-comet 2.2.7)
+and we in fp32 or, asked for it, in fp16 (a GPU) or bf16 (a CPU). The library's own `predict` in fp32 is timed too, inside one process and
+without its start, and its scores are held to ours. Without --folder the model is of random weights, in COMET-22's shape (XLM-R large).
+Run:  python -m tools.bench_comet --segments 100          # --metric xcomet for one of the three
 """
 
 import argparse
@@ -32,10 +32,14 @@ WORDS = {
 }
 
 
+def vocabulary(rng: random.Random) -> list[str]:
+    return ["".join(rng.choices(LETTERS, k=rng.randint(1, 9))) for _ in range(2000)]
+
+
 def texts(count: int, systems: int) -> list[list[str]]:
     """[sources, references, the systems' hypotheses], log-normal in length around 20 words, sides of a segment alike."""
     rng = random.Random(0)
-    words = ["".join(rng.choices(LETTERS, k=rng.randint(1, 9))) for _ in range(2000)]
+    words = vocabulary(rng)
     sides: list[list[str]] = [[] for _ in range(2 + systems)]
     for _ in range(count):
         length = rng.lognormvariate(3.0, 0.7)
@@ -45,14 +49,15 @@ def texts(count: int, systems: int) -> list[list[str]]:
 
 
 def synthetic(metric: str, folder: Path, hidden: int, layers: int) -> Path:
-    """A COMET checkpoint of random weights; its tokenizer knows pairs of letters, so that a word has some three tokens."""
+    """A COMET checkpoint of random weights; its tokenizer cuts words into pieces of four characters, about what XLM-R's are."""
     from comet.models import str2model
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import XLMRobertaConfig, XLMRobertaTokenizerFast
 
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    pieces = ["▁", *LETTERS, *(a + b for a in LETTERS for b in LETTERS)]
-    made = Tokenizer(models.Unigram([*((s, 0.0) for s in special), *((p, -float(len(p) < 2) - 1) for p in pieces)], unk_id=3))
+    words = [f"▁{word}" for word in vocabulary(random.Random(0))]
+    pieces = ["▁", *LETTERS, *sorted({word[at : at + 4] for word in words for at in range(0, len(word), 4)} - {"▁", *LETTERS})]
+    made = Tokenizer(models.Unigram([*((s, 0.0) for s in special), *((p, -10.0) for p in pieces)], unk_id=3))
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -83,25 +88,19 @@ def timed(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def commands(metric: str, folder: Path, files: list[Path], turns: int, scratch: Path) -> tuple[float, float]:
-    """Median seconds (ours, theirs) of whole commands."""
+def commands(metric: str, folder: Path, files: list[Path], turns: int) -> dict[str, float]:
+    """Median seconds of whole commands, comet-score's first."""
     sources, references, *systems = map(str, files)
     given = [] if metric == "cometkiwi" else [references]
-    ours = [
-        sys.executable,
-        "-m",
-        "evaluation.score",
-        "--metric",
-        str(folder),
-        "--sources",
-        sources,
-        "--hypotheses",
-    ]
-    ours += [*systems, *(["--references", *given] if given else []), "--output"]
+    ours = [sys.executable, "-m", "evaluation.score", "--metric", str(folder), "--sources", sources, "--hypotheses", *systems]
+    ours += ["--references", *given] if given else []
     theirs = [str(Path(sys.executable).with_name("comet-score")), "--model", str(folder / "checkpoints" / "model.ckpt"), "-s", sources]
     theirs += ["-t", *systems, *(["-r", *given] if given else []), "--quiet", "--gpus", str(int(torch.cuda.is_available()))]
-    spent = [(timed([*ours, str(scratch / str(turn))]), timed(theirs)) for turn in range(turns)]
-    return statistics.median(a for a, _ in spent), statistics.median(b for _, b in spent)
+    asked = {"comet-score, fp16": theirs}
+    for precision in ("fp32", "fp16" if torch.cuda.is_available() else "bf16"):
+        asked[f"evaluation.score, {precision}"] = [*ours, "--precision", precision]
+    spent = [{what: timed(command) for what, command in asked.items()} for _ in range(turns)]
+    return {what: statistics.median(turn[what] for turn in spent) for what in asked}
 
 
 def computed(metric: str, folder: Path, sides: list[list[str]], turns: int, scratch: Path) -> tuple[float, float, float]:
@@ -139,13 +138,11 @@ def rows(metric: str, asked: argparse.Namespace, scratch: Path) -> float:
     for file, side in zip(files, sides, strict=True):
         file.write_text("".join(f"{line}\n" for line in side))
     count = asked.systems * asked.segments
-    ours, theirs = commands(metric, folder, files, asked.turns, scratch / "whole")
+    whole = commands(metric, folder, files, asked.turns)
     inside, library, difference = computed(metric, folder, sides, asked.turns, scratch / "inside")
-    timings = (
-        ("comet-score, float16", theirs, theirs), ("evaluation.score, float32", ours, theirs),
-        ("its predict alone, float32", library, library), ("score_segments alone, float32", inside, library),
-    )  # fmt: skip
-    for what, seconds, beside in timings:
+    told = [(what, seconds, whole["comet-score, fp16"]) for what, seconds in whole.items()]
+    told += [("its predict alone, fp32", library, library), ("score_segments alone, fp32", inside, library)]
+    for what, seconds, beside in told:
         print(f"| {metric} | {what} | {count} | {seconds:.1f} | {count / seconds:.1f} | {beside / seconds:.2f} |", flush=True)
     return difference
 
@@ -154,11 +151,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--metric", choices=list(CLASSES), nargs="+", default=list(CLASSES))
     parser.add_argument("--folder", type=Path, help="a downloaded checkpoint of the one --metric; else one of random weights")
-    parser.add_argument("--segments", type=int, default=400)
+    parser.add_argument("--segments", type=int, default=100)
     parser.add_argument("--systems", type=int, default=2)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--turns", type=int, default=2)
     asked = parser.parse_args()
     if asked.folder and len(asked.metric) > 1:
         parser.error("--folder is one metric's: name it with --metric")
@@ -168,7 +165,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             apart[metric] = rows(metric, asked, Path(scratch))
     told = ", ".join(f"{metric} {difference:.1e}" for metric, difference in apart.items())
-    print(f"\nLargest difference between our score and the library's in float32 (ours have six decimals): {told}")
+    print(f"\nLargest difference between our score and the library's in fp32 (ours have six decimals): {told}")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@
 Translations of one source come in one window. COMET-22 embeds each side of a segment alone: there a text is read once a window.
 
 A checkpoint's folder says what it is: hparams.yaml with checkpoints/model.ckpt (COMET; `encoder` beside them may hold the encoder's
-config and tokenizer), or an mT5's config.json with safetensors (MetricX). Weights are read as tensors only. All is computed in float32;
-another batch, order or number of processes moves a score by rounding, less than 1e-5 in the tests, and stored scores have six decimals.
+config and tokenizer), or an mT5's config.json with safetensors (MetricX). Weights are read as tensors only. In fp32, the default, another
+batch, order or number of processes moves a score by rounding, less than 1e-5 in the tests, and stored scores have six decimals. fp16
+(as in `comet-score`) and bf16 are the encoder's alone, what follows stays in fp32. A score's signature names its precision.
 An empty translation is scored like any other. MetricX-24 was written from its paper and published code's description (regression on the
 logit of token 250089 at the first position of the decoder, 0 is best, 25 worst); it has not been compared with the real weights.
 """
 
 import json
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,10 +30,12 @@ from megatron_tower.data.sources import fingerprint
 from megatron_tower.rollout.scorers import BYTES, NEEDS_REFERENCE, by_length, hparams, load_comet, moved
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 WINDOW = 4096  # segments that are sorted by length at once, and written when they are scored
-CPU_TOKENS = 2048  # a larger batch outgrows a processor's caches
+CPU_TOKENS = 1024  # keep its cores busy; a larger batch outgrows the caches and holds more padding
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as torch calls them
 METRICX = "metricx"
 METRICX_TOKEN, METRICX_LONGEST, METRICX_WORST = 250089, 1536, 25.0  # as google-research/metricx has them
 Found = dict[str, Any]  # {"score": float}, and of xCOMET {"spans": [{"text", "start", "end", "severity", "confidence"}]}
@@ -39,11 +43,12 @@ Found = dict[str, Any]  # {"score": float}, and of xCOMET {"spans": [{"text", "s
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """name: what tables call it; kind: COMET's class identifier, or METRICX."""
+    """name: what tables call it; kind: COMET's class identifier, or METRICX; precision: one of PRECISIONS."""
 
     name: str
     folder: Path
     kind: str
+    precision: str = "fp32"
 
     @property
     def needs_reference(self) -> bool:
@@ -61,10 +66,10 @@ class Checkpoint:
             files, program = sorted(self.folder.glob("*.safetensors")), f"transformers:{version('transformers')}"
         else:
             files, program = [self.folder / "hparams.yaml", self.folder / "checkpoints" / "model.ckpt"], f"comet:{version('unbabel-comet')}"
-        return f"{self.kind}|weights:{fingerprint(files)[:16]}|{program}|fp32"
+        return f"{self.kind}|weights:{fingerprint(files)[:16]}|{program}|{self.precision}"
 
 
-def find(name: str, place: str, assets: str, word: str = "") -> Checkpoint:
+def find(name: str, place: str, assets: str, word: str = "", precision: str = "fp32") -> Checkpoint:
     """The checkpoint in the folder `place`, in `<assets>/<org>--<name>`, or on the hub as `place`. word: what errors call the option
     before the place, by default "eval.metrics.<name>=". Raises InputError."""
     word = word or f"eval.metrics.{name}="
@@ -73,12 +78,12 @@ def find(name: str, place: str, assets: str, word: str = "") -> Checkpoint:
     if (folder / "hparams.yaml").is_file():
         if not (folder / "checkpoints" / "model.ckpt").is_file():
             raise InputError(f"{word}{folder} has no checkpoints/model.ckpt: fetch it again")
-        return Checkpoint(name, folder, hparams(folder)["class_identifier"])
+        return Checkpoint(name, folder, hparams(folder)["class_identifier"], precision)
     if _model_type(folder / "config.json") != "mt5":
         raise InputError(f"{word}{folder} is no metric: it holds neither COMET's hparams.yaml nor the config.json of an mT5")
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{word}{folder} has no safetensors, and pickled weights are not loaded: convert them first")
-    return Checkpoint(name, folder, METRICX)
+    return Checkpoint(name, folder, METRICX, precision)
 
 
 def _model_type(config: Path) -> str | None:
@@ -121,13 +126,17 @@ def score_segments(checkpoint: Checkpoint, segments: Sequence[Segment], store: S
     """What the metric finds of each segment, in order; written to `store` batch by batch.
 
     tokens: of a batch, padding included, on a CPU at most CPU_TOKENS; processes: 0 for one a GPU, or one where there is none.
-    Raises InputError where a reference is lacking.
+    Raises InputError where a reference is lacking, or a score is no number.
     """
     if checkpoint.needs_reference and (lacking := next((s for s in segments if s.reference is None), None)):
         raise InputError(f'{checkpoint.name} compares with references, and "{lacking.source[:60]}" has none: use a metric that needs none')
     keys = [digest(checkpoint.signature, s.source, s.hypothesis, s.reference) for s in segments]
     missing = {key: segment for key, segment in zip(keys, segments, strict=True) if key not in store}
     for batch, found in _scored(checkpoint, missing, tokens, processes):
+        if not all(math.isfinite(one["score"]) for one in found):
+            raise InputError(
+                f"{checkpoint.name} found no number in {checkpoint.precision}: use fp32, or fetch its weights again"
+            )
         store.append({"key": key, "metric": checkpoint.name, **one} for key, one in zip(batch, found, strict=True))
     return [{name: value for name, value in store[key].items() if name not in ("key", "metric")} for key in keys]
 
@@ -194,11 +203,19 @@ def open_scorer(checkpoint: Checkpoint, device: str, tokens: int) -> Any:
     return Comet22(checkpoint, device, tokens) if checkpoint.kind == "regression_metric" else Comet(checkpoint, device)
 
 
+def _dtype(checkpoint: Checkpoint) -> "torch.dtype":
+    import torch
+
+    return getattr(torch, PRECISIONS[checkpoint.precision])
+
+
 class Comet:
     """Any class of unbabel-comet; one that can do without a reference gets it where there is one."""
 
     def __init__(self, checkpoint: Checkpoint, device: str):
         self.device, self.model = device, load_comet(checkpoint.folder).to(device)
+        if checkpoint.precision != "fp32":
+            self.model.encoder.model.to(_dtype(checkpoint)).register_forward_hook(lambda _module, _inputs, found: _float(found))
         self.takes_reference = checkpoint.kind != "referenceless_regression_metric"
 
     def __call__(self, segments: Sequence[Segment]) -> list[Found]:
@@ -211,6 +228,11 @@ class Comet:
         rows = [{"score": round(score, 6)} for score in found["scores"].double().tolist()]
         spans = found["metadata"]["error_spans"] if "metadata" in found and "error_spans" in found["metadata"] else None
         return [row | {"spans": _plain(of)} for row, of in zip(rows, spans, strict=True)] if spans is not None else rows
+
+
+def _float(found: Any) -> Any:
+    """Tensors, or tuples of them, in float32."""
+    return tuple(map(_float, found)) if isinstance(found, tuple) else found if found is None else found.float()
 
 
 class Comet22(Comet):
@@ -246,8 +268,8 @@ class MetricX:
 
         local = {"local_files_only": True, "trust_remote_code": False}
         self.device, self.tokenizer = device, AutoTokenizer.from_pretrained(checkpoint.folder, **local)
-        model = MT5ForConditionalGeneration.from_pretrained(checkpoint.folder, use_safetensors=True, **local)
-        self.model = model.float().to(device).eval()
+        model = MT5ForConditionalGeneration.from_pretrained(checkpoint.folder, use_safetensors=True, dtype=_dtype(checkpoint), **local)
+        self.model = model.to(device).eval()
 
     def __call__(self, segments: Sequence[Segment]) -> list[Found]:
         import torch

@@ -41,9 +41,9 @@ def folders(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {kind: comet_folder(kind, encoder, tmp_path_factory.mktemp("comet") / kind) for kind in COMET}
 
 
-def scored(folder: Path, asked: list[Segment], store: Path, tokens: int = 16384, processes: int = 1) -> list[dict]:
+def scored(folder: Path, asked: list[Segment], store: Path, tokens: int = 16384, processes: int = 1, precision: str = "fp32") -> list[dict]:
     with Store(store) as kept:
-        return neural.score_segments(neural.find("metric", str(folder), "assets"), asked, kept, tokens, processes)
+        return neural.score_segments(neural.find("metric", str(folder), "assets", precision=precision), asked, kept, tokens, processes)
 
 
 @pytest.mark.parametrize("kind", COMET)
@@ -63,6 +63,37 @@ def test_scores_are_comets_own_whatever_the_batches_and_order(kind: str, folders
     turned = scored(folders[kind], asked[::-1], tmp_path / "b.jsonl", tokens=40)[::-1]
     assert [one["score"] for one in turned] == pytest.approx([one["score"] for one in found], abs=NEAR)
     assert len({round(one["score"], 3) for one in found}) > 20, "the scores hardly differ: the test shows nothing"
+
+
+@pytest.mark.parametrize("kind", COMET)
+def test_less_precision_moves_scores_a_little(kind: str, folders: dict[str, Path], tmp_path: Path):
+    """fp16 is what comet-score computes; one store keeps them apart."""
+    import comet
+
+    asked = segments(20)
+    fp32, fp16, bf16 = (
+        [one["score"] for one in scored(folders[kind], asked, tmp_path / "s.jsonl", precision=name)] for name in ("fp32", "fp16", "bf16")
+    )
+    theirs = comet.load_from_checkpoint(str(folders[kind] / "checkpoints" / "model.ckpt"), local_files_only=True).eval().half()
+    samples = [{"src": s.source, "mt": s.hypothesis, "ref": s.reference} for s in asked]
+    wanted = theirs.predict(samples, batch_size=1, gpus=0, num_workers=0, progress_bar=False)["scores"]
+    steps = 0.22 * 0.2 if kind == "xcomet_metric" else 0  # a word's label may turn, and with it the part that counts spans
+    assert fp16 == pytest.approx(wanted, abs=0.005 + steps) and fp16 == pytest.approx(fp32, abs=0.002 + steps)
+    assert bf16 == pytest.approx(fp32, abs=0.015 + steps) and fp32 != fp16 != bf16
+    assert scored(folders[kind], asked, tmp_path / "s.jsonl")[0]["score"] == fp32[0]
+
+
+def test_a_score_that_is_no_number_is_an_error(folders: dict[str, Path], encoder: Path, tmp_path: Path):
+    """fp16 overflows where fp32 does not."""
+    large = comet_folder("unified_metric", encoder, tmp_path / "large")
+    path = large / "checkpoints" / "model.ckpt"
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["encoder.model.encoder.layer.0.output.dense.weight"] *= 1e6
+    torch.save(saved, path)
+    assert len(scored(large, segments(4), tmp_path / "s.jsonl")) == 4
+    with pytest.raises(InputError, match="metric found no number in fp16: use fp32"):
+        scored(large, segments(4), tmp_path / "s.jsonl", precision="fp16")
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 4
 
 
 def test_two_processes_find_what_one_finds(folders: dict[str, Path], tmp_path: Path):
@@ -158,6 +189,8 @@ def test_metricx_regresses_on_its_token_without_the_end(tmp_path: Path, encoder:
     model.save_pretrained(tmp_path / "metricx")
     found = [one["score"] for one in scored(tmp_path / "metricx", asked, tmp_path / "s.jsonl", tokens=90)]
     assert found == pytest.approx([min(25, max(0, value)) for value in wanted], abs=0.02)
+    fp16 = [one["score"] for one in scored(tmp_path / "metricx", asked, tmp_path / "s.jsonl", precision="fp16")]
+    assert fp16 == pytest.approx(found, abs=4) and fp16 != found  # this head multiplies what rounding does
     assert 0 in found and 25 in found and len(set(found)) > 5
     assert (
         neural.find("m", str(tmp_path / "metricx"), "assets").scale == 1
