@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOW = 4096  # segments that are sorted by length at once, and written when they are scored
-CPU_TOKENS = 1024  # keep its cores busy; a larger batch outgrows the caches and holds more padding
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as torch calls them
 METRICX = "metricx"
 METRICX_TOKEN, METRICX_LONGEST, METRICX_WORST = 250089, 1536, 25.0  # as google-research/metricx has them
@@ -125,7 +124,7 @@ def snapshot(place: str, said: str, **how: Any) -> str:
 def score_segments(checkpoint: Checkpoint, segments: Sequence[Segment], store: Store, tokens: int, processes: int = 0) -> list[Found]:
     """What the metric finds of each segment, in order; written to `store` batch by batch.
 
-    tokens: of a batch, padding included, on a CPU at most CPU_TOKENS; processes: 0 for one a GPU, or one where there is none.
+    tokens: of a batch, as `by_length` takes them; processes: 0 for one a GPU, or one where there is none.
     Raises InputError where a reference is lacking, or a score is no number.
     """
     if checkpoint.needs_reference and (lacking := next((s for s in segments if s.reference is None), None)):
@@ -134,9 +133,7 @@ def score_segments(checkpoint: Checkpoint, segments: Sequence[Segment], store: S
     missing = {key: segment for key, segment in zip(keys, segments, strict=True) if key not in store}
     for batch, found in _scored(checkpoint, missing, tokens, processes):
         if not all(math.isfinite(one["score"]) for one in found):
-            raise InputError(
-                f"{checkpoint.name} found no number in {checkpoint.precision}: use fp32, or fetch its weights again"
-            )
+            raise InputError(f"{checkpoint.name} found no number in {checkpoint.precision}: use fp32, or fetch its weights again")
         store.append({"key": key, "metric": checkpoint.name, **one} for key, one in zip(batch, found, strict=True))
     return [{name: value for name, value in store[key].items() if name not in ("key", "metric")} for key in keys]
 
@@ -166,7 +163,6 @@ def _scored(checkpoint: Checkpoint, missing: dict[str, Segment], tokens: int, pr
 
     gpus = torch.cuda.device_count()
     processes = processes or max(1, gpus)
-    tokens = tokens if gpus else min(tokens, CPU_TOKENS)
     batches = _batches(missing, tokens)
     if processes == 1:
         scorer = None

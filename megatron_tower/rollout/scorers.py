@@ -33,6 +33,7 @@ FILES = {
 }
 NEEDS_REFERENCE = ("regression_metric", "ranking_metric")
 BYTES = 4  # of UTF-8 text a token, about, in any script
+CPU_TOKENS = 1024  # of a batch keep a CPU's cores busy; a larger one outgrows its caches and holds more padding
 Key = TypeVar("Key", int, str)
 
 
@@ -100,6 +101,7 @@ def load_comet(folder: Path) -> "CometModel":
     import torch
     from comet.models import str2model
     from transformers import AutoConfig
+    from transformers.modeling_utils import no_init_weights
 
     settings = hparams(folder)
     if settings["class_identifier"] not in str2model:
@@ -110,14 +112,15 @@ def load_comet(folder: Path) -> "CometModel":
     words = {name: settings[name] for name in inspect.signature(made_of.__init__).parameters if name in settings}
     path = folder / "checkpoints" / "model.ckpt"
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{path} is damaged or holds more than tensors: only a state_dict is loaded, save it again with nothing else"
         ) from error
     try:
         AutoConfig.from_pretrained(settings.get("pretrained_model"), local_files_only=True, trust_remote_code=False)
-        model = made_of(**words | {"load_pretrained_weights": False, "local_files_only": True})
+        with no_init_weights():  # each of them is loaded
+            model = made_of(**words | {"load_pretrained_weights": False, "local_files_only": True})
     except OSError as error:
         raise InputError(f"{folder}: the tokenizer and config of {settings.get('pretrained_model')} are not on this machine") from error
     if missing := model.load_state_dict(weights, strict=False).missing_keys:
@@ -174,8 +177,11 @@ def _in_batches(scores: Callable[[Asked], "Tensor"], asked: Asked, size: int) ->
 
 
 def by_length(sizes: Mapping[Key, int], tokens: int) -> Iterator[list[Key]]:
-    """Keys of texts of so many bytes in batches of about `tokens`, padding included: neighbours in length, the longest first, so that
-    what fits memory once fits to the end."""
+    """Keys of texts of so many bytes in batches of about `tokens`, padding included, and without a GPU of CPU_TOKENS at most:
+    neighbours in length, the longest first, so that what fits memory once fits to the end."""
+    import torch
+
+    tokens = tokens if torch.cuda.is_available() else min(tokens, CPU_TOKENS)
     batch: list[Key] = []
     for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
         if batch and (len(batch) + 1) * sizes[batch[0]] > tokens * BYTES:
