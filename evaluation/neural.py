@@ -51,7 +51,7 @@ def measure(cfg: Config, plan: "Plan") -> None:
     """Add each metric of eval.metrics to the results in plan.output. Raises InputError where there are none of this plan yet."""
     from evaluation.run import flat, write
 
-    checkpoints, result = check(cfg, plan.asked), plan.result()
+    result = plan.result()
     if result is None:
         raise InputError(
             f"{plan.output} has no answers of this model on this data: run it with eval.stage=generate first, or eval.stage=all"
@@ -60,7 +60,7 @@ def measure(cfg: Config, plan: "Plan") -> None:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     how = Resampling(cfg.eval.bootstrap_samples, cfg.eval.confidence, cfg.seed)
     with Store(plan.output / "metrics.jsonl") as store:
-        for checkpoint in checkpoints:
+        for checkpoint in plan.metrics:
             rows = []
             for task, of in _by_task(lines).items():
                 rows += _measured(cfg, checkpoint, task, of, store, how)
@@ -69,7 +69,7 @@ def measure(cfg: Config, plan: "Plan") -> None:
         if TER in cfg.eval.metrics:
             rows = [row for task, of in _by_task(lines).items() for row in _ter(task, of, store, how)]
             result["scores"] = [*(row for row in result["scores"] if row["metric"] != TER), *map(flat, rows)]
-    result["metrics"] = {checkpoint.name: asdict(checkpoint) | {"folder": str(checkpoint.folder)} for checkpoint in checkpoints}
+    result["metrics"] = {checkpoint.name: asdict(checkpoint) | {"folder": str(checkpoint.folder)} for checkpoint in plan.metrics}
     if TER in cfg.eval.metrics:
         result["metrics"][TER] = {"name": TER, "folder": SACREBLEU, "kind": TER}
     write(plan.output, result, lines)

@@ -66,6 +66,7 @@ def write(systems: Sequence[System], output: Path, baseline: str | None = None, 
         "by_language": [row for row in table if row[0][2] != "all" and better(row[0][1])],
         "paired": any(found.paired for _, found in table),
         "overlap": any(found.best is not None and not found.paired for _, found in table),
+        "unlike": unlike(systems),
         "heat": heat(systems, labels.index(baseline) if baseline else 0, cells, chosen[0]) if len(systems) > 1 else [],
         "baseline": baseline or labels[0],
         "pareto": drawn,
@@ -84,6 +85,15 @@ def write(systems: Sequence[System], output: Path, baseline: str | None = None, 
     write_text(output / "tables.tex", as_latex(labels, systems, table))
     write_text(output / "index.html", environment.get_template("report.html.j2").render(facts))
     return output / "index.html"
+
+
+def unlike(systems: Sequence[System]) -> list[str]:
+    """Each task/metric that was not scored by the same weights, program and precision for all systems that have it."""
+    found: dict[str, set[str]] = {}
+    for system in systems:
+        for names, signature in system.signatures.items():
+            found.setdefault("/".join(names), set()).add(signature)
+    return sorted(name for name, signatures in found.items() if len(signatures) > 1)
 
 
 def order(cell: Cell) -> tuple:
@@ -181,7 +191,8 @@ def as_markdown(labels: Sequence[str], systems: Sequence[System], table: Sequenc
     heads = ["task", "metric", "group", *(" ".join(label.split()).replace("|", "\\|") for label in labels)]
     rows = [heads, ["---"] * 3 + ["---:"] * len(labels)]
     rows += [[cell[0], cell[1], cell[3], *marked(systems, cell, found, "**{}**", "=")] for cell, found in table]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\nBold: best; =: tied with it.\n"
+    warning = f"Not scored alike (the signatures in tables.csv differ): {', '.join(found)}.\n" if (found := unlike(systems)) else ""
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\nBold: best; =: tied with it.\n{warning}"
 
 
 def as_latex(labels: Sequence[str], systems: Sequence[System], table: Sequence[tuple[Cell, Compared]]) -> str:

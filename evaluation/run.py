@@ -35,7 +35,7 @@ from evaluation import neural
 from evaluation.generators import Decoding, Generator
 from evaluation.held_out import Row, read
 from evaluation.metrics.bootstrap import Resampling
-from evaluation.metrics.neural import PRECISIONS
+from evaluation.metrics.neural import PRECISIONS, Checkpoint
 from evaluation.store import Store, digest
 from evaluation.tasks import TASKS
 from evaluation.tasks.task import Answer, Score, Verdict, Verify
@@ -79,13 +79,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked evaluation. asked: task -> chosen rows; key: tells model, data and settings from any other."""
+    """A checked evaluation. asked: task -> chosen rows; metrics: neural ones; key: tells model, data and settings from any other."""
 
     subject: Subject
     asked: dict[str, list[Row]]
     settings: dict[str, Any]
     data_sha256: str
     output: Path
+    metrics: Sequence[Checkpoint]
 
     @property
     def key(self) -> str:
@@ -158,7 +159,7 @@ def check(cfg: Config) -> Plan:
     loaded = {task.name: rows[task.name] for task in tasks if task.load}
     if cfg.evaluation_dir.exists() and not cfg.evaluation_dir.is_dir():
         raise InputError(f"eval.output={cfg.evaluation_dir} is a file: name a folder")
-    neural.check(cfg, rows)  # last, since it may fetch weights
+    metrics = neural.check(cfg, rows)  # last, since it may fetch weights
     return Plan(
         subject,
         rows,
@@ -167,6 +168,7 @@ def check(cfg: Config) -> Plan:
         | ({"rows_sha256": digest(loaded)} if loaded else {}),
         fingerprint([data / "manifest.json"]) if held_out else digest(loaded),
         cfg.evaluation_dir,
+        metrics,
     )
 
 

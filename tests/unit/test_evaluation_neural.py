@@ -55,6 +55,20 @@ def test_scores_by_group_and_of_each_segment(with_metrics: Config, tmp_path: Pat
     assert run.check(cfg).result(), "the metrics do not make it another evaluation"
 
 
+def test_precision_is_the_metrics_own_and_part_of_its_signature(with_metrics: Config, tmp_path: Path):
+    """Another one scores anew, in place of what was there; it makes no other evaluation, and an unknown one is refused."""
+    score(with_metrics)
+    signatures = []
+    for precision in ("fp32", "bf16"):
+        cfg = replace(with_metrics, eval=replace(with_metrics.eval, metric_precision=precision))
+        neural.measure(cfg, run.check(cfg))
+        found = json.loads((tmp_path / "base" / "evaluation" / "scores.json").read_text())["scores"]
+        signatures.append({row["signature"] for row in found if row["metric"] == "comet22"})
+    assert [[one.rpartition("|")[2] for one in of] for of in signatures] == [["fp32"], ["bf16"]]
+    with pytest.raises(InputError, match=r"eval\.metric_precision=fp8 is unknown: use one of fp32, fp16, bf16"):
+        run.check(replace(cfg, eval=replace(cfg.eval, metric_precision="fp8")))
+
+
 def test_metrics_need_a_task_that_translates(with_metrics: Config):
     with pytest.raises(InputError, match=r"none of eval\.tasks translates"):
         run.check(replace(with_metrics, eval=replace(with_metrics.eval, tasks=["general"])))

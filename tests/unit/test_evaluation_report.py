@@ -66,6 +66,22 @@ def test_page_holds_hostile_text_as_text_and_every_file_is_written(tmp_path):
     assert len(rows) == 6 and {row["system"] for row in rows} == {"<b>A</b>", "B_2 & co"}
 
 
+def test_another_signature_is_pointed_out(tmp_path):
+    """Of two systems whose metric was computed in another precision; the third has none."""
+    names = []
+    for name, precision in (("a", "fp32"), ("b", "bf16"), ("c", None)):
+        path = system(tmp_path / name, [0.1, 0.9]) / "scores.json"
+        scores = json.loads(path.read_text())
+        for row in scores["scores"][: 3 if precision else 0]:
+            row["signature"] = precision if row["metric"] == "xcomet" else "same"
+        path.write_text(json.dumps(scores))
+        names.append(f"{path.parent}={name}")
+    for chosen, told in ((names, True), (names[1:], False)):
+        page = report.write(read(chosen), tmp_path / f"out{told}")
+        for path in (page, page.parent / "tables.md"):
+            assert ("(the signatures in tables.csv differ): wmt24pp/xcomet." in path.read_text()) == told
+
+
 def test_examples_are_capped_and_the_page_says_so(tmp_path, monkeypatch):
     folder = system(tmp_path / "a", [i / 100 for i in range(100)])
     path = report.write(read([str(folder)]), tmp_path / "out")
