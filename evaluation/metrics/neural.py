@@ -228,7 +228,9 @@ class Comet:
 
 def _float(found: Any) -> Any:
     """Tensors, or tuples of them, in float32."""
-    return tuple(map(_float, found)) if isinstance(found, tuple) else found if found is None else found.float()
+    if isinstance(found, tuple):
+        return tuple(map(_float, found))
+    return None if found is None else found.float()
 
 
 class Comet22(Comet):
