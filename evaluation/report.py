@@ -54,6 +54,7 @@ def write(systems: Sequence[System], output: Path, baseline: str | None = None, 
     cells = sorted({cell for system in systems for cell in system.scores if cell[2] in ("all", *LANGUAGES)}, key=order)
     table = [(cell, compare(systems, cell, how)) for cell in cells]
     shown, known = examples(systems)
+    differ = unlike(systems)
     output.mkdir(parents=True, exist_ok=True)
     figure = pareto(systems, *chosen) if all(chosen) else None
     drawn = save(figure, output / "pareto.png") if figure else None
@@ -66,7 +67,7 @@ def write(systems: Sequence[System], output: Path, baseline: str | None = None, 
         "by_language": [row for row in table if row[0][2] != "all" and better(row[0][1])],
         "paired": any(found.paired for _, found in table),
         "overlap": any(found.best is not None and not found.paired for _, found in table),
-        "unlike": unlike(systems),
+        "unlike": differ,
         "heat": heat(systems, labels.index(baseline) if baseline else 0, cells, chosen[0]) if len(systems) > 1 else [],
         "baseline": baseline or labels[0],
         "pareto": drawn,
@@ -81,7 +82,7 @@ def write(systems: Sequence[System], output: Path, baseline: str | None = None, 
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
     )
     write_text(output / "tables.csv", as_csv(systems))
-    write_text(output / "tables.md", as_markdown(labels, systems, table))
+    write_text(output / "tables.md", as_markdown(labels, systems, table, differ))
     write_text(output / "tables.tex", as_latex(labels, systems, table))
     write_text(output / "index.html", environment.get_template("report.html.j2").render(facts))
     return output / "index.html"
@@ -187,11 +188,11 @@ def marked(systems: Sequence[System], cell: Cell, found: Compared, bold: str, ti
     return [bold.format(c) if i == found.best else c + tie if i in found.tied else c for i, c in enumerate(cells)]
 
 
-def as_markdown(labels: Sequence[str], systems: Sequence[System], table: Sequence[tuple[Cell, Compared]]) -> str:
+def as_markdown(labels: Sequence[str], systems: Sequence[System], table: Sequence[tuple[Cell, Compared]], differ: Sequence[str]) -> str:
     heads = ["task", "metric", "group", *(" ".join(label.split()).replace("|", "\\|") for label in labels)]
     rows = [heads, ["---"] * 3 + ["---:"] * len(labels)]
     rows += [[cell[0], cell[1], cell[3], *marked(systems, cell, found, "**{}**", "=")] for cell, found in table]
-    warning = f"Not scored alike (the signatures in tables.csv differ): {', '.join(found)}.\n" if (found := unlike(systems)) else ""
+    warning = f"Not scored alike (the signatures in tables.csv differ): {', '.join(differ)}.\n" if differ else ""
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\nBold: best; =: tied with it.\n{warning}"
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--assets", default="assets")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--precision", choices=list(neural.PRECISIONS), default="fp32", help="of a neural metric; comet-score has fp16")
-    parser.add_argument("--tokens", type=int, default=16384, help="of a batch of a neural metric")
+    parser.add_argument("--tokens", type=int, default=16384, help="of a batch of a neural metric; a CPU takes 1,024 at most")
     parser.add_argument("--samples", type=int, default=1000, help="bootstrap resamples")
     asked = parser.parse_args()
     try:

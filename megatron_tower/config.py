@@ -255,7 +255,7 @@ class EvalConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     metrics: dict[str, str] = field(default_factory=dict)  # neural metric -> its folder or name on the hub
     metric_precision: str = "fp32"  # fp32 | fp16, as comet-score has it | bf16
-    metric_tokens: int = 16384  # of a metric's batch, padding included
+    metric_tokens: int = 16384  # of a metric's batch, padding included; a CPU takes 1,024 at most
     metric_processes: int = 0  # that score at once; 0: one a GPU
     tasks: list[str] = field(default_factory=lambda: list(HELD_OUT_TASKS))
     assets: str = "assets"  # what tools/fetch_assets.py fetched: a folder for each benchmark, metric and model

@@ -33,6 +33,7 @@ WORDS = {
 
 
 def vocabulary(rng: random.Random) -> list[str]:
+    """Of `texts`, and so of the tokenizer, where rng has the seed 0."""
     return ["".join(rng.choices(LETTERS, k=rng.randint(1, 9))) for _ in range(2000)]
 
 

@@ -1,6 +1,6 @@
 """What a model says of documents or pairs: a Hugging Face sequence classifier on texts (EuroFilter), a COMET without references on pairs.
 
-    rows -> sorted by length -> batches of about TOKENS -> scores in the order of the rows
+    rows -> sorted by length -> batches of about TOKENS, smaller ones on a CPU -> scores in the order of the rows
 
 A classifier with one output scores by that output (0 to 5 of an educational score), with two by the probability of the second. A text
 longer than the model reads is cut. float32 on a CPU; on a GPU a classifier runs in bfloat16, COMET stays in float32.

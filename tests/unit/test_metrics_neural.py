@@ -46,15 +46,20 @@ def scored(folder: Path, asked: list[Segment], store: Path, tokens: int = 16384,
         return neural.score_segments(neural.find("metric", str(folder), "assets", precision=precision), asked, kept, tokens, processes)
 
 
-@pytest.mark.parametrize("kind", COMET)
-def test_scores_are_comets_own_whatever_the_batches_and_order(kind: str, folders: dict[str, Path], tmp_path: Path):
+def predicted(folder: Path, asked: list[Segment], precision: torch.dtype = torch.float32) -> dict:
+    """What unbabel-comet itself finds, one segment at a time."""
     import comet
 
+    theirs = comet.load_from_checkpoint(str(folder / "checkpoints" / "model.ckpt"), local_files_only=True).eval().to(precision)
+    samples = [{"src": s.source, "mt": s.hypothesis, "ref": s.reference} for s in asked]
+    return theirs.predict(samples, batch_size=1, gpus=0, num_workers=0, progress_bar=False)
+
+
+@pytest.mark.parametrize("kind", COMET)
+def test_scores_are_comets_own_whatever_the_batches_and_order(kind: str, folders: dict[str, Path], tmp_path: Path):
     asked = segments(60)
     found = scored(folders[kind], asked, tmp_path / "a.jsonl")
-    theirs = comet.load_from_checkpoint(str(folders[kind] / "checkpoints" / "model.ckpt"), local_files_only=True).eval()
-    samples = [{"src": s.source, "mt": s.hypothesis, "ref": s.reference} for s in asked]
-    wanted = theirs.predict(samples, batch_size=1, gpus=0, num_workers=0, progress_bar=False)
+    wanted = predicted(folders[kind], asked)
     assert [one["score"] for one in found] == pytest.approx(wanted["scores"], abs=NEAR)
     if kind == "xcomet_metric":
         assert [len(one["spans"]) for one in found] == [len(of) for of in wanted["metadata"]["error_spans"]]
@@ -68,15 +73,11 @@ def test_scores_are_comets_own_whatever_the_batches_and_order(kind: str, folders
 @pytest.mark.parametrize("kind", COMET)
 def test_less_precision_moves_scores_a_little(kind: str, folders: dict[str, Path], tmp_path: Path):
     """fp16 is what comet-score computes; one store keeps them apart."""
-    import comet
-
     asked = segments(20)
     fp32, fp16, bf16 = (
         [one["score"] for one in scored(folders[kind], asked, tmp_path / "s.jsonl", precision=name)] for name in ("fp32", "fp16", "bf16")
     )
-    theirs = comet.load_from_checkpoint(str(folders[kind] / "checkpoints" / "model.ckpt"), local_files_only=True).eval().half()
-    samples = [{"src": s.source, "mt": s.hypothesis, "ref": s.reference} for s in asked]
-    wanted = theirs.predict(samples, batch_size=1, gpus=0, num_workers=0, progress_bar=False)["scores"]
+    wanted = predicted(folders[kind], asked, torch.float16)["scores"]
     steps = 0.22 * 0.2 if kind == "xcomet_metric" else 0  # a word's label may turn, and with it the part that counts spans
     assert fp16 == pytest.approx(wanted, abs=0.005 + steps) and fp16 == pytest.approx(fp32, abs=0.002 + steps)
     assert bf16 == pytest.approx(fp32, abs=0.015 + steps) and fp32 != fp16 != bf16
