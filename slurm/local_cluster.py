@@ -7,7 +7,8 @@ slurmctld, one slurmd a virtual node, and munged (with --accounting slurmdbd and
 --folder names another, on ports that were free at the start: clusters do not see each other. Partitions: `main`, and `high` which
 preempts it (signal, 10 s, requeue). GPUs are names for /dev/null, CPUs and memory are claimed, not shared out.
 
-Leaves out: enforcement of limits (no cgroups), containers, names for the nodes (all have the address 127.0.0.1).
+Leaves out: enforcement of limits (no cgroups), containers, names for the nodes (all have the address 127.0.0.1). What it writes for
+its daemons to read is in local_cluster_files.py.
 """
 
 import argparse
@@ -15,8 +16,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import pwd
-import random
 import re
 import shlex
 import shutil
@@ -29,92 +28,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import local_cluster_files as files
+from local_cluster_files import KILL_WAIT, ClusterError, Size
+
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd")
 ACCOUNTING_PACKAGES = ("slurmdbd", "mariadb-server-core")
-PORTS = range(30_000, 32_700)  # above those of jobs (runtime/ports.py), below those that Linux gives to outgoing connections
-LONGEST = 107 - len("/spool/n64/n64_999999.4294967291")  # of the folder's path: Slurm keeps a Unix socket of this name, Linux allows 107
 PATIENCE = 60.0  # seconds for a daemon to answer, or to end
-KILL_WAIT = 5  # seconds between SIGTERM and SIGKILL
 MARK = "LOCAL_CLUSTER_FOLDER"  # in the environment of every daemon, and of no job
 NODE = "LOCAL_CLUSTER_NODE"  # in that of slurmd and its slurmstepd
-
-SLURM_CONF = """\
-# {words}
-ClusterName={name}
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-AuthInfo=socket={folder}/run/munge.sock,cred_expire=5
-SlurmctldPidFile={folder}/run/slurmctld.pid
-SlurmdPidFile={folder}/run/slurmd-%n.pid
-SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd-%n.log
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool/%n
-SlurmdParameters=config_overrides
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-MailProg=/bin/true
-PropagateResourceLimits=NONE
-GresTypes=gpu
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,sched_min_interval=1,bf_interval=1
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
-JobRequeue=1
-# ended jobs stay visible without accounting
-MinJobAge=86400
-KillWait={kill_wait}
-CompleteWait=0
-InactiveLimit=0
-# this machine may be busy with everything else
-MessageTimeout=30
-BatchStartTimeout=60
-SlurmctldTimeout=60
-SlurmdTimeout=60
-ReturnToService=2
-{accounting}
-{nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
-PartitionName=high Nodes=ALL MaxTime=1-0 State=UP PriorityTier=10 PreemptMode=OFF
-"""
-
-ACCOUNTING = """\
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=1
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=localhost
-AccountingStoragePort={port}
-AccountingStoragePass={folder}/run/munge.sock
-AccountingStorageTRES=gres/gpu
-"""
-
-SLURMDBD_CONF = """\
-AuthType=auth/munge
-AuthInfo=socket={folder}/run/munge.sock
-DbdHost=localhost
-DbdPort={port}
-SlurmUser={user}
-LogFile={folder}/log/slurmdbd.log
-PidFile={folder}/run/slurmdbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=localhost
-StorageUser=root
-StorageLoc=slurm_acct
-"""
-
-
-class ClusterError(Exception):
-    """What stands in the way, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -147,25 +70,18 @@ class Cluster:
         _require(DAEMONS, PACKAGES)
         if accounting:
             _require(ACCOUNTING_DAEMONS, ACCOUNTING_PACKAGES)
-        if not re.fullmatch(r"[\w./+@~-]+", str(self.folder), re.ASCII):
-            raise ClusterError(f"Slurm can't use the folder {str(self.folder)!r}: name one of letters and digits with --folder")
-        if len(str(self.folder)) > LONGEST:
-            raise ClusterError(
-                f"the path {self.folder} is too long for a Unix socket: name one of up to {LONGEST} characters with --folder"
-            )
-        for folder in ("etc", "run", "log", "state", "spool", "munge", "dev"):
-            (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        words = f"nodes={nodes} gpus={gpus} cpus={cpus} accounting={accounting}"
+        files.make_folders(self.folder)
+        size = Size(nodes, gpus, cpus, accounting)
         with self._locked():
             if self._whole():
-                if not self.conf.read_text().startswith(f"# {words}\n"):
+                if not self.conf.read_text().startswith(f"# {size.words}\n"):
                     raise ClusterError(f"another cluster runs in {self.folder}: stop it first, or name another with --folder")
                 return f"already running in {self.folder}"
             self._end()  # of a start or a stop that was cut off
             for last in (False, True):
                 try:
-                    self._configure(words, nodes, gpus, cpus, accounting)
-                    self._begin(nodes, accounting)
+                    files.write(self.folder, self.name, size)
+                    self._begin(size)
                     break
                 except BaseException as error:
                     self._end()
@@ -223,47 +139,16 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._launch(["slurmd", "-N", node, "-f", str(self.conf)], {NODE: node})
 
-    def _configure(self, words: str, nodes: int, gpus: int, cpus: int, accounting: bool) -> None:
-        folder, ports, user = self.folder, _free_ports(nodes + 2), _user()
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-        host = socket.gethostname().partition(".")[0]
-        facts = f"CPUs={cpus} Sockets=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory}{f' Gres=gpu:{gpus}' if gpus else ''}"
-        lines = [
-            f"NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[number + 1]} {facts} State=UNKNOWN"
-            for number in range(1, nodes + 1)
-        ]
-        told = {"words": words, "name": self.name, "host": host, "user": user, "folder": folder, "kill_wait": KILL_WAIT}
-        stored = ACCOUNTING.format(port=ports[1], folder=folder) if accounting else "AccountingStorageType=accounting_storage/none"
-        self.conf.write_text(SLURM_CONF.format(**told, port=ports[0], accounting=stored, nodes="\n".join(lines)))
-        dbd = folder / "etc" / "slurmdbd.conf"
-        dbd.touch(mode=0o600)
-        dbd.write_text(SLURMDBD_CONF.format(folder=folder, port=ports[1], user=user))
-        for gpu in range(gpus):  # Slurm wants character devices
-            device = folder / "dev" / f"nvidia{gpu}"
-            device.unlink(missing_ok=True)
-            device.symlink_to("/dev/null")
-        (folder / "etc" / "gres.conf").write_text(f"Name=gpu File={folder}/dev/nvidia[0-{gpus - 1}]\n" if gpus else "")
-        for number in range(1, nodes + 1):
-            (folder / "spool" / f"n{number}").mkdir(exist_ok=True)
-        (folder / "munge").chmod(0o700)
-        key = folder / "munge" / "key"
-        if not key.exists() or key.stat().st_size < 64:
-            key.touch(mode=0o600)
-            key.write_bytes(os.urandom(128))
-        # job ids go on from the last start; nodes are new, and the folder may have been moved
-        for old in ("node_state", "node_state.old", "clustername"):
-            (folder / "state" / old).unlink(missing_ok=True)
-
-    def _begin(self, nodes: int, accounting: bool) -> None:
+    def _begin(self, size: Size) -> None:
         folder = self.folder
         munge = {"key-file": "munge/key", "seed-file": "munge/seed", "socket": "run/munge.sock", "pid-file": "run/munged.pid"}
         self._launch(
             ["munged", "--force", *(f"--{option}={folder}/{path}" for option, path in munge.items()), f"--log-file={folder}/log/munged.log"]
         )
-        if accounting:
+        if size.accounting:
             self._begin_accounting()
         self._launch(["slurmctld", "-i", "-f", str(self.conf)])
-        names = [f"n{number}" for number in range(1, nodes + 1)]
+        names = [f"n{number}" for number in range(1, size.nodes + 1)]
         for name in names:
             self.start_node(name)
         for name in names:
@@ -286,7 +171,7 @@ class Cluster:
             f"--datadir={folder}/mysql",
             f"--socket={store}",
             f"--pid-file={folder}/run/mysqld.pid",
-            f"--user={_user()}",
+            f"--user={files.user()}",
         ]
         closed = ["--skip-networking", "--skip-grant-tables", "--innodb-lock-wait-timeout=900"]
         with (folder / "log" / "mariadbd.log").open("a") as log:
@@ -385,13 +270,6 @@ class Cluster:
             yield
 
 
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError as error:
-        raise ClusterError(f"Slurm needs a user with a name, and user id {os.getuid()} has none: add it to /etc/passwd") from error
-
-
 def _program(name: str) -> str | None:
     """Daemons are often where only root looks."""
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
@@ -404,19 +282,6 @@ def missing(programs: tuple[str, ...] = DAEMONS) -> list[str]:
 def _require(programs: tuple[str, ...], packages: tuple[str, ...]) -> None:
     if lacking := missing(programs):
         raise ClusterError(f"{', '.join(lacking)} not found: apt-get install --no-install-recommends {' '.join(packages)}")
-
-
-def _free_ports(count: int) -> list[int]:
-    """Free on all addresses; from a random one on, so that two starts at once seldom meet."""
-    first, ports = random.randrange(len(PORTS)), []
-    for shift in range(len(PORTS)):
-        port = PORTS[(first + shift) % len(PORTS)]
-        with socket.socket() as candidate, contextlib.suppress(OSError):
-            candidate.bind(("", port))
-            ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise ClusterError(f"fewer than {count} ports from {PORTS.start} to {PORTS.stop} are free on this machine")
 
 
 def _answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> bool:

@@ -156,7 +156,8 @@ def test_a_plain_user_needs_no_root(tmp_path: Path) -> None:
         pytest.skip(f"not found: {lacking}")
     with tempfile.TemporaryDirectory(prefix="slurm_") as name:  # pytest's own folders are closed to others
         home = Path(name)
-        shutil.copy(TOOL, home / "tool.py")
+        for module in TOOL.parent.glob("*.py"):
+            shutil.copy(module, home)
         shutil.chown(home, "nobody")
         user = ["setpriv", "--reuid=nobody", "--regid=65534", "--clear-groups"]
 
@@ -168,11 +169,11 @@ def test_a_plain_user_needs_no_root(tmp_path: Path) -> None:
         folder = home / "cluster"
         environment = {"PATH": "/usr/bin:/bin", "SLURM_CONF": f"{folder}/etc/slurm.conf"}
         try:
-            run(python, "tool.py", "start", "--folder", str(folder))
+            run(python, TOOL.name, "start", "--folder", str(folder))
             told = run("srun", "--nodes=2", "sh", "-c", "echo $(id -un) $SLURMD_NODENAME")
             assert sorted(told.splitlines()) == ["nobody n1", "nobody n2"]
         finally:
-            run(python, "tool.py", "stop", "--folder", str(folder))
+            run(python, TOOL.name, "stop", "--folder", str(folder))
         assert not local_cluster.Cluster(folder).processes()
 
 
