@@ -1,9 +1,7 @@
-"""Submitting with stand-ins for Slurm's commands: which jobs, in which order, with which resources; what is refused; what is told."""
+"""Submitting with stand-ins for Slurm's commands: which jobs, in which order, with which resources; what is told of them later."""
 
-import functools
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,89 +10,10 @@ from pathlib import Path
 import pytest
 
 from megatron_tower import launch
-from megatron_tower.config import REPOSITORY, ClusterConfig
+from megatron_tower.config import ClusterConfig
 from megatron_tower.runtime import queue
 from megatron_tower.runtime.job import Job
-
-TOOLS = {
-    "sbatch": """
-        echo sbatch "$@" >> calls
-        if [ "$1" = --test-only ]; then cat > judged; [ ! -e judgement ] || { cat judgement >&2; exit 1; }; exit 0; fi
-        echo x >> count; id=$((100 + $(wc -l < count)))
-        [ ! -e "refuse_$id" ] || { echo "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy" >&2; exit 1; }
-        cp "$1" "$id.sh"; echo "Submitted batch job $id" """,
-    "sinfo": "[ ! -e down ] || { echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1; }; cat nodes",
-    "squeue": "cat queue",
-    "sacct": "echo 'Slurm accounting storage is disabled' >&2; exit 1",
-    "scancel": 'echo scancel "$@" >> calls',
-    "srun": "exit 1",
-}
-SLURM = [
-    "cluster=local_slurm",
-    "cluster.ranks_per_node=4",
-    "parallel.data=8",
-    "phase.seq_length=256",
-    "phase.global_batch_size=64",
-    "phase.micro_batch_size=8",
-]
-GPUS = ["cluster.gpus_per_node=4", "cluster.cpus_per_rank=3"]
-
-
-class Slurm:
-    """A folder in which the stand-ins keep what they were asked, and find what they are to answer."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "bin").mkdir(parents=True)
-        for name, script in TOOLS.items():
-            tool = folder / "bin" / name
-            tool.write_text(f"#!/bin/sh\ncd {folder}\n{script}\n")
-            tool.chmod(0o755)
-        self.nodes("main*|4|16|64000|gpu:4(S:0-1)", "big|2|64|512000|gpu:h100:8,nvme:1")
-        (folder / "queue").touch()
-        (folder / "calls").touch()
-
-    def nodes(self, *kinds: str) -> None:
-        (self.folder / "nodes").write_text("".join(f"{kind}\n" for kind in kinds))
-
-    def queue(self, *jobs: tuple[str, str, int, str, Path]) -> None:
-        """What squeue knows: (id, state, restarts, reason, file of the output)."""
-        rows = [f"{number:<20}{state:<20}{restarts:<10}{reason:<40}{out!s:<1000}\n" for number, state, restarts, reason, out in jobs]
-        (self.folder / "queue").write_text("".join(rows))
-
-    @property
-    def calls(self) -> str:
-        return (self.folder / "calls").read_text()
-
-    @property
-    def scripts(self) -> dict[str, str]:
-        """Script of each submitted job, by the title of its step."""
-        texts = [path.read_text() for path in sorted(self.folder.glob("1*.sh"))]
-        return {re.search(r"--job-name='?(?:run|evaluation)/(.+?)'?\n", text)[1]: text for text in texts}
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    made = Slurm(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{made.folder / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr(launch, "plan", lambda words: plan(*words))
-    return made
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return Path("run")
-
-
-@functools.cache
-def plan(*words: str, composed: Callable = launch.plan) -> tuple:
-    """Composing takes its time, and the same words give the same plan: paths are relative."""
-    return composed(list(words))
-
-
-def submit(run: Path, *words: str, dry_run: bool = False) -> None:
-    launch.submit([*SLURM, f"run_dir={run}", "data.folder=data", *words], dry_run)
+from tests.unit.slurm_fakes import GPUS, SLURM, Slurm, fake_slurm, fresh_run, plan, submit  # noqa: F401  fixtures: slurm, run
 
 
 def left(run: Path, *words: str) -> list[str]:
@@ -227,88 +146,6 @@ def test_work_of_another_configuration_is_done_again(slurm, run):
     assert "evaluate sft" in other and "report" in other and not [title for title in other if title.startswith("train")]
     (run / "hf" / "config.json").unlink()
     assert left(run) == ["export", "translate"]
-
-
-def test_half_a_chain_is_taken_back(slurm, run):
-    (slurm.folder / "refuse_104").touch()
-    with pytest.raises(launch.InputError, match=r"Slurm refuses the job: Job violates accounting/QOS policy \(cluster.qos=None\)"):
-        submit(run, "recipe=demo")
-    assert "scancel 101 102 103\n" in slurm.calls
-    assert launch.read(run) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["cluster.partition=nope"], "cluster.partition=nope is unknown here: use one of main, big"),
-        ([*GPUS, "cluster.gpus_per_node=8", "cluster.ranks_per_node=8"], "8 GPUs, and none of partition main has more than 4"),
-        (["cluster.cpus_per_rank=5"], "asks a node for 20 CPUs, and none of partition main has more than 16"),
-        (["cluster.memory_per_node=65G"], "asks a node for 66560 MiB of memory, and none of partition main has more than 64000"),
-        (["parallel.data=32"], "8 nodes of 4 ranks are asked for, and partition main has 4 that hold them"),
-        (["parallel.data=8", "cluster.max_nodes=1"], "makes 8 ranks and cluster=local_slurm holds 1 nodes x 4"),
-        (["parallel.data=6"], "6 ranks and cluster=local_slurm has 4 a node"),
-        (["run_dir=/proc/nowhere/run"], "run_dir=/proc/nowhere/run can't be written"),
-        ([f"run_dir={REPOSITORY}/README.md/run"], "README.md is no folder"),
-        (["recipe=demo"], "leave out one of them"),
-        (["phase.train_steps=3"], "give either phase.train_steps or phase.epochs"),
-    ],
-)
-def test_what_can_not_run_is_refused_in_one_sentence(slurm, run, capsys, monkeypatch, words, sentence):
-    refusal = refused(run, capsys, monkeypatch, *words)
-    assert sentence in refusal
-    assert not list(slurm.folder.glob("1*.sh")) and not run.exists()
-
-
-def refused(run: Path, capsys, monkeypatch, *words: str) -> str:
-    """What the command line says, having ended with exit code 2."""
-    monkeypatch.setattr(sys, "argv", ["launch", "phase=sft", *SLURM[:4], "phase.global_batch_size=192", f"run_dir={run}", *words])
-    with pytest.raises(SystemExit) as ended:
-        launch.main()
-    told = capsys.readouterr().err
-    assert ended.value.code == 2 and told.count("\n") == 1 and told.startswith("error: "), told
-    return told
-
-
-def test_a_refusal_inside_of_a_job_is_not_that_jobs(slurm, run, capsys, monkeypatch, tmp_path):
-    """A training submits evaluations of its checkpoints: one that can't run must not end the training, nor lead its own ranks astray."""
-    monkeypatch.setenv("MEGATRON_TOWER_JOB", str(tmp_path))
-    monkeypatch.setenv("MEGATRON_TOWER_END_TIME", "1")
-    assert "nope is unknown here" in refused(run, capsys, monkeypatch, "cluster.partition=nope")
-    assert not (tmp_path / "refused").exists() and "MEGATRON_TOWER_END_TIME" not in os.environ
-
-
-def test_sbatch_is_the_judge_of_the_rest(slurm, run, capsys, monkeypatch):
-    (slurm.folder / "judgement").write_text("allocation failure: Invalid account or account/partition combination specified\n")
-    told = refused(run, capsys, monkeypatch, "cluster.account=hers")
-    assert "combination specified (cluster.account=hers, cluster.partition=main); sacctmgr show associations" in told
-    assert "#SBATCH --account=hers" in (slurm.folder / "judged").read_text()
-    (slurm.folder / "judgement").write_text("allocation failure: Requested node configuration is not available\n")  # nodes are down
-    submit(run, "phase=sft")
-    assert list(slurm.scripts) == ["train sft"]
-
-
-def test_without_slurm_or_without_an_answer_the_sentence_says_so(slurm, run, capsys, monkeypatch):
-    (slurm.folder / "down").touch()
-    assert "Slurm does not answer (sinfo" in refused(run, capsys, monkeypatch)
-    monkeypatch.setenv("PATH", "/nowhere")
-    told = refused(run, capsys, monkeypatch)
-    assert "cluster=local_slurm needs" in told and "sbatch" in told and "cluster=local" in told
-
-
-def test_a_run_that_was_told_to_stop_is_not_submitted(slurm, run, capsys, monkeypatch):
-    (run / "triggers").mkdir(parents=True)
-    (run / "triggers" / "stop").touch()
-    assert "triggers/stop is there, at which jobs stop: remove it" in refused(run, capsys, monkeypatch)
-
-
-def test_a_phase_of_another_configuration_is_refused_before_it_is_queued(slurm, run, capsys, monkeypatch):
-    from omegaconf import OmegaConf
-
-    cfg, _ = plan(*SLURM, "phase=sft", f"run_dir={run}")
-    cfg.phase_dir.mkdir(parents=True)
-    (cfg.phase_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)))
-    told = refused(run, capsys, monkeypatch, "phase.optimizer.lr=0.5")
-    assert "run/sft was made with another configuration" in told and "phase.optimizer.lr: 7e-06 -> 0.5" in told
 
 
 def test_status_logs_and_cancel(slurm, run, capsys):

@@ -1,9 +1,6 @@
-"""The tasks around translation: figures are sacrebleu's, scipy's and the published formulas', odd replies, bad rows, a whole pass."""
+"""The tasks around translation: post-edits, rankings and ratings have sacrebleu's and scipy's figures; bad rows and a whole pass of all."""
 
 import json
-import math
-import random
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,74 +11,18 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from scipy import stats
 
 from evaluation import run
-from evaluation.metrics import correction
 from evaluation.metrics.bootstrap import Resampling
 from evaluation.metrics.correlation import correlations
 from evaluation.systems import better
 from evaluation.tasks import AROUND, TASKS, sources
 from evaluation.tasks.mt_evaluation import rating
-from evaluation.tasks.ner import replied
 from megatron_tower.command import load
 from megatron_tower.config import EvalConfig, InputError
+from tests.unit.around_cases import APE, EDITS, GEC, NER, RATED, around_config, scored  # noqa: F401  a fixture: cfg
 from tests.unit.test_evaluation_run import Pool, StandIn
 from tests.unit.test_evaluation_run import score as evaluated
-from tests.unit.test_tasks_benchmarks import HOW, lines
+from tests.unit.test_tasks_benchmarks import lines
 from tools.fetch_assets import _wanted
-
-EDITS = [
-    ("de", "The old house stands on a hill.", "Das alte Haus steht an einem Hügel.", "Das alte Haus steht auf einem Hügel."),
-    ("de", "It has a red door and two windows.", "Es hat eine rote Tür und zwei Fenster.", "Es hat eine rote Tür und zwei Fenster."),
-    ("zh", "Nobody lives there any more.", "没有人生活在那里。", "那里已经没有人居住了。"),
-    ("zh", "We shall see tomorrow.", "我们明天见。", "我们明天再看吧。"),
-]
-APE = [{"source": s, "mt": mt, "post_edit": pe, "source_locale": "en", "target_locale": to} for to, s, mt, pe in EDITS]
-RATED = [  # source, translation, MQM
-    ("The house is red.", "Das Haus ist rot.", 0.0),
-    ("The house is red.", "Haus rot.", -6.0),
-    ("It rains.", "Es regnet.", -0.5),
-    ("It rains.", "Regen fällt.", -1.0),  # within one point: people's tie
-    ("He sang all night.", "Er sang die ganze Nacht.", -1.0),
-    ("He sang all night.", "Er singt Nacht.", -11.0),
-]
-GEC = [
-    {"sentence": "She go to school every days .", "corrections": ["She goes to school every day .", "She went to school every day ."]},
-    {"sentence": "I likes cats .", "corrections": ["I like cats .", "I like cats ."]},
-    {"sentence": "All is well here .", "corrections": ["All is well here .", "Everything is fine here ."]},
-]
-NER = [
-    {
-        "text": "Anna Berg met Anna Berg in Oslo.",
-        "language": "en",
-        "entities": [{"text": name, "type": kind} for name, kind in (("Anna Berg", "PER"), ("Anna Berg", "PER"), ("Oslo", "LOC"))],
-    },
-    {"text": "It rained.", "language": "en", "entities": []},
-    {"text": "Die Bahn hält in Ulm.", "language": "de", "entities": [["Bahn", "ORG"], ["Ulm", "LOC"]], "types": ["org", "LOC"]},
-]
-
-
-def rated(path: Path) -> Path:
-    """A TSV of MQM as WMT writes them."""
-    rows = [("lp", "source", "hyp", "mqm"), *(("en-de", source, text, str(mqm)) for source, text, mqm in RATED)]
-    path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def cfg(tmp_path: Path) -> EvalConfig:
-    for name, rows in (("ape", APE), ("gec", GEC), ("ner", NER)):
-        lines(tmp_path / f"{name}.jsonl", rows)
-    rated(tmp_path / "mt_ranking.tsv")
-    own = {"mt_ranking": "", "mt_evaluation": "mt_ranking.tsv"}  # a folder, and its file
-    return EvalConfig(name="t", sources={task.name: str(tmp_path / own.get(task.name, f"{task.name}.jsonl")) for task in AROUND})
-
-
-def scored(task: str, rows: Sequence[dict], outputs: Sequence[str]) -> dict[tuple[str, str, str], float]:
-    answers = [{"output": output, "finish": "stop"} for output in outputs]
-    if TASKS[task].verify:
-        answers = TASKS[task].verify(rows, answers, None)
-    found = TASKS[task].score(rows, answers, HOW)
-    assert {one.task for one in found} == {task} and all(one.estimate.low <= one.estimate.high for one in found)
-    return {(one.metric, one.by, one.group): one.estimate.value for one in found}
 
 
 def test_a_post_edits_figures_are_sacrebleus_beside_those_of_the_input(cfg: EvalConfig):
@@ -177,153 +118,6 @@ def test_correlations_intervals_are_of_resampled_segments():
         assert mean.high - mean.low < min(one.high - one.low for one in both)  # of two pairs more is known than of one
     r, fisher = found["pearson", "a"], np.arctanh(found["pearson", "a"].value)
     assert (r.low, r.high) == pytest.approx((np.tanh(fisher - 1.96 / 77**0.5), np.tanh(fisher + 1.96 / 77**0.5)), abs=0.07)
-
-
-@pytest.mark.parametrize(
-    ("reply", "entities"),
-    [
-        ('[{"text": "Oslo", "type": "LOC"}]', [("Oslo", "LOC")]),
-        ('Here they are:\n```json\n[["Oslo", "loc"], ["Anna  Berg", "PER"]]\n```', [("Oslo", "LOC"), ("Anna Berg", "PER")]),
-        ("[]", []), ("None.", None), ("", None), ('["Oslo"]', None), ('[{"text": "Oslo"}]', None),
-        ('{"text": "Oslo", "type": "LOC"}', None),
-        ('[{"text": "Oslo", "type": "LOC"}', None), ('[["Oslo", 3]]', None), ("] [", None),
-    ],
-)  # fmt: skip
-def test_entities_are_read_from_one_json_list(reply: str, entities: list | None):
-    assert replied(reply) == entities
-
-
-def test_entities_count_by_text_and_type_as_often_as_they_stand_there(cfg: EvalConfig):
-    rows = TASKS["ner"].load(cfg)
-    given = [("Anna Berg", "PER"), ("Anna Berg", "PER"), ("Oslo", "PER")], [("Bahn", "ORG"), ("Ulm", "LOC"), ("Die", "LOC")]
-    found = scored("ner", [*rows, rows[1]], [json.dumps(given[0]), "There are none.", json.dumps(given[1]), "[]"])
-    assert found["precision", "all", "all"] == pytest.approx(100 * 4 / 6)
-    assert found["recall", "all", "all"] == pytest.approx(100 * 4 / 5) and found["f1", "all", "all"] == pytest.approx(100 * 8 / 11)
-    assert found["recall", "language", "en"] == found["precision", "language", "de"] == pytest.approx(200 / 3)
-    assert found["f1", "type", "PER"] == 80 and found["precision", "type", "LOC"] == 50 and found["recall", "type", "ORG"] == 100
-    assert found["unparsable", "all", "all"] == 25 and found["unparsable", "language", "de"] == 0
-    assert "PER (person)" in TASKS["ner"].prompts(rows, True)[0] and "PER" not in TASKS["ner"].prompts(rows, True)[2]  # no such in German
-
-
-def test_wikiann_is_read_in_its_published_form(tmp_path: Path):
-    names = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")
-    tagged = [("B-LOC", "I-LOC", "O", "B-PER", "B-PER", "I-ORG"), ("O", "B-LOC", "I-LOC")]
-    tokens = [["New", "York", "and", "Ann", "Bob", "UN"], ["在", "北", "京"]]
-    for language, words, tags in zip(("en", "zh"), tokens, tagged, strict=True):
-        row = {"tokens": words, "ner_tags": [names.index(tag) for tag in tags], "langs": [language] * len(words), "spans": []}
-        lines(tmp_path / f"{language}.jsonl", [row])
-    rows = TASKS["ner"].load(EvalConfig(name="t", sources={"ner": str(tmp_path)}, pairs=["en-zh_CN"]))
-    assert rows[0]["text"] == "New York and Ann Bob UN"
-    assert rows[0]["entities"] == [("New York", "LOC"), ("Ann", "PER"), ("Bob", "PER"), ("UN", "ORG")]
-    assert rows[1]["text"] == "在北京" and rows[1]["entities"] == [("北京", "LOC")] and rows[0]["types"] == ["LOC", "ORG", "PER"]
-
-
-def published_gleu(sources: list, hypotheses: list, references: list) -> float:
-    """Napoles et al. 2016, sentence by sentence in float64, with the seeds of their script."""
-
-    def ngrams(words: list[str], n: int) -> Counter:
-        return Counter(zip(*(words[i:] for i in range(n)), strict=False))
-
-    scores = []
-    for iteration in range(500):
-        random.seed(101 * iteration)
-        picks = [random.randint(0, len(of) - 1) for of in references]
-        c = r = 0
-        match, total = [0] * 4, [0] * 4
-        for source, hypothesis, of, pick in zip(sources, hypotheses, references, picks, strict=True):
-            reference = of[pick]
-            c, r = c + len(hypothesis), r + len(reference)
-            for n in range(1, 5):
-                h, s, ref = (ngrams(words, n) for words in (hypothesis, source, reference))
-                gained = sum(min(count, ref[gram]) for gram, count in h.items())
-                lost = sum(min(count, s[gram]) for gram, count in h.items() if gram not in ref)
-                match[n - 1] += max(gained - lost, 0)
-                total[n - 1] += sum(h.values())
-        precision = sum(math.log(m / t) for m, t in zip(match, total, strict=True)) / 4 if all(match) else -math.inf
-        scores.append(math.exp(min(0, 1 - r / c) + precision))
-    return 100 * sum(scores) / len(scores)
-
-
-def test_gleu_is_the_published_formula(cfg: EvalConfig):
-    rng = random.Random(2)
-    words = list("abcdefghij")
-
-    def noisy(sentence: list[str]) -> list[str]:
-        return [rng.choice(words) if rng.random() < 0.15 else word for word in sentence if rng.random() > 0.05]
-
-    truth = [[rng.choice(words) for _ in range(rng.randint(6, 15))] for _ in range(12)]
-    before, after, references = [noisy(t) for t in truth], [noisy(t) for t in truth], [[t, noisy(t), noisy(t)] for t in truth]
-    ours = correction.gleu(correction.gleu_statistics(before, after, references).sum(axis=0))
-    assert float(ours) == pytest.approx(published_gleu(before, after, references), abs=1e-9)
-    found = scored("gec", TASKS["gec"].load(cfg), [row["sentence"] for row in GEC])
-    sentences = [row["sentence"].split() for row in GEC]
-    copied = published_gleu(sentences, sentences, [[one.split() for one in row["corrections"]] for row in GEC])
-    assert found["gleu", "all", "all"] == found["input_gleu", "all", "all"] == pytest.approx(copied)
-    assert (found["unchanged", "all", "all"], found["edit_precision", "all", "all"], found["edit_f05", "all", "all"]) == (100, 100, 0)
-
-
-def test_edits_are_those_of_a_minimal_alignment():
-    before, fewer, other = (
-        text.split(" ")
-        for text in (
-            "She go to the school every days .",
-            "She goes to school every day .",
-            "Yes she has gone to the school every days .",
-        )
-    )
-    assert correction.edits(before, fewer) == {(1, 2, ("goes",)), (3, 4, ()), (6, 7, ("day",))}
-    assert correction.edits(before, other) == {(0, 2, ("Yes", "she", "has", "gone"))}
-    assert correction.edits(before, before) == set()
-
-
-def test_each_sentence_has_the_reference_that_it_does_best_with(cfg: EvalConfig):
-    rows = TASKS["gec"].load(cfg)
-    # the second correction but for one edit, not in tokens; one edit too many in the others
-    outputs = ["She went to school every days.", "I like cats now.", "All is well here now."]
-    found = scored("gec", rows, outputs)
-    right, wrong, missing = 2, 2, 1
-    p, r = right / (right + wrong), right / (right + missing)
-    assert (found["edit_precision", "all", "all"], found["edit_recall", "all", "all"]) == (pytest.approx(100 * p), pytest.approx(100 * r))
-    assert found["edit_f05", "all", "all"] == pytest.approx(100 * 1.25 * p * r / (0.25 * p + r)) and found["unchanged", "all", "all"] == 0
-    whole = scored("gec", rows, [row["corrections"][1] for row in rows])
-    assert whole["edit_f05", "all", "all"] == 100 > whole["gleu", "all", "all"] > found["gleu", "all", "all"]
-    assert whole["input_gleu", "all", "all"] < whole["gleu", "all", "all"]
-
-
-def test_tokens_are_alike_whether_a_sentence_was_tokenized_or_not():
-    plain, tokenized = 'She said "I don\'t know" (again).', 'She said " I do n\'t know " ( again ) .'
-    assert correction.tokens(plain, True) == correction.tokens(tokenized, True) == tokenized.split()
-    assert correction.tokens("我 不懂。", False) == list("我不懂。")
-
-
-M2 = """S Er gehen nach Haus .
-A 1 2|||R:VERB|||geht|||REQUIRED|||-NONE-|||0
-A 3 4|||R:NOUN|||Hause||heim|||REQUIRED|||-NONE-|||0
-A 2 4|||R:OTHER|||heim|||REQUIRED|||-NONE-|||1
-A 0 0|||M:ADV|||Jetzt|||REQUIRED|||-NONE-|||1
-
-S Alles ist ist gut .
-A 1 2|||U:VERB|||-NONE-|||REQUIRED|||-NONE-|||0
-A -1 -1|||noop|||-NONE-|||REQUIRED|||-NONE-|||1
-
-S Nichts .
-"""
-
-
-def test_an_m2_file_gives_a_correction_for_each_annotator(tmp_path: Path):
-    (tmp_path / "de.m2").write_text(M2, encoding="utf-8")
-    rows = TASKS["gec"].load(EvalConfig(name="t", sources={"gec": str(tmp_path)}))
-    assert [row["corrections"] for row in rows] == [
-        ["Er geht nach Hause .", "Jetzt Er gehen heim ."],
-        ["Alles ist gut .", "Alles ist ist gut ."],
-        ["Nichts ."],
-    ]
-    assert {row["language"] for row in rows} == {"de"} and len({row["id"] for row in rows}) == 3
-    assert "German sentence" in TASKS["gec"].prompts(rows, True)[0]
-    for name, text, told in (("de.m2", "S a\nA 0 x|||R|||b|||0\n", "de.m2:2: an edit is"), ("conll.m2", M2, "named by its language")):
-        (tmp_path / name).write_text(text, encoding="utf-8")
-        with pytest.raises(InputError, match=told):
-            TASKS["gec"].load(EvalConfig(name="t", sources={"gec": str(tmp_path / name)}))
 
 
 BAD = [

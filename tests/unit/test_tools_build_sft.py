@@ -1,13 +1,7 @@
-"""The SFT set: which prompts are asked, which answer is kept, the shares, what a rerun asks, and what a server that misbehaves costs."""
+"""The SFT set: which prompts are asked, which answer is kept, the shares; bad prompts and settings are one sentence."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,116 +9,17 @@ import huggingface_hub
 import pytest
 from omegaconf import OmegaConf
 
-from evaluation.generators import Decoding, endpoint
-from evaluation.generators.endpoint import EndpointGenerator
-from evaluation.replies import Replies
 from evaluation.selection import Best, best, candidates
-from evaluation.store import Store
 from evaluation.tasks import taught
-from megatron_tower.config import CONF, Config, InputError
-from megatron_tower.config_data import DataConfig
-from megatron_tower.config_sft import EndpointConfig, SftConfig
+from megatron_tower.config import InputError
 from megatron_tower.data.pair import key
 from tests.unit.misbehaving_server import Server
-from tools import build_sft
-
-TASKS = {
-    "gec": {"sentence": "He go home {}.", "corrections": ["He goes home {}.", "He went home {}."], "language": "en"},
-    "ner": {"text": "Ada {} lives in Rome.", "entities": [{"text": "Rome", "type": "LOC"}], "language": "en"},
-    "pii": {
-        "text": "Write to Ann {0} at Ann{0}@example.org, Ann.",
-        "entities": [{"text": "Ann", "type": "NAME"}, {"text": "Ann{0}@example.org", "type": "EMAIL"}],
-        "language": "en",
-    },
-    "ape": {"source": "Sea {}", "mt": "Meere {}", "post_edit": "Meer {}", "source_locale": "en", "target_locale": "de_DE"},
-    "mt_evaluation": {"source": "House {}", "target": "Haus {}", "score": 1, "lp": "en-de"},
-    "mt_ranking": {"source": "Dog {}", "target": "Hund {}", "score": 1, "lp": "en-de"},
-}
-PAIR = {"source": "The river number {} is long.", "target": "Der Fluss Nummer {} ist lang.", "target_locale": "de_DE"}
-GOOD = "Some thought.\nReasoning: 4\nReadability: 5"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "BACK_OFF", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-def filled(value: object, number: int) -> object:
-    if isinstance(value, str):
-        return value.format(number)
-    if isinstance(value, dict):
-        return {name: filled(one, number) for name, one in value.items()}
-    return [filled(one, number) for one in value] if isinstance(value, list) else value
-
-
-def write(path: Path, *rows: dict) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from tests.unit.sft_setting import GOOD, TASKS, Setting, filled, lone_setting, quick, rows, write  # noqa: F401  fixtures: alone, quick
 
 
 def graded(prompt: str) -> str:
     """The message that a judge's prompt holds."""
     return prompt.split("<message ")[1].split(">\n", 1)[1].split("\n</message ")[0]
-
-
-class Setting:
-    """A folder of pools and of text for all tasks; `sft` is what a file of conf/sft says over them, beside conf/sft/tower_plus.yaml."""
-
-    def __init__(self, folder: Path, prompts: int = 12) -> None:
-        self.folder, self.output = folder, folder / "set"
-        write(folder / "pools" / "a.jsonl", *({"prompt": f"Question {n}?"} for n in range(prompts)))
-        for name, row in TASKS.items():
-            made = [filled(row, number) for number in range(30)]
-            if name.startswith("mt_"):
-                made += [one | {"target": f"{one['target']} schlecht", "score": 0} for one in made]
-            write(folder / "tasks" / f"{name}.jsonl", *made)
-        write(folder / "pairs.jsonl", *(filled(PAIR, number) for number in range(60)))
-        self.sft = {
-            "output": str(self.output),
-            "pools": {"a": self.text("pools/a.jsonl", "CC0-1.0")},
-            "pairs": self.text("pairs.jsonl", "MIT"),
-            "tasks": {name: {"text": self.text(f"tasks/{name}.jsonl", "BSD-3-Clause")} for name in TASKS},
-            "answers": {},
-        }
-
-    def text(self, path: str, licence: str) -> dict:
-        return {"files": [str(self.folder / path)], "licence": licence, "origin": "here"}
-
-    def model(self, name: str, server: Server, **options: object) -> None:
-        self.sft["answers"][name] = {"url": server.url, "model": name, "attempts": 3, "timeout": 2.0} | options
-
-    def judge(self, server: Server, **options: object) -> None:
-        self.sft["judge"] = {"url": server.url, "model": "j", "attempts": 3, "timeout": 2.0} | options
-
-    @property
-    def config(self) -> Config:
-        found = OmegaConf.merge(OmegaConf.structured(SftConfig), OmegaConf.load(CONF / "sft" / "tower_plus.yaml"), self.sft)
-        return Config(sft=OmegaConf.to_object(found), data=DataConfig(cache=str(self.folder / "cache")), run_dir=str(self.folder))
-
-    @property
-    def line(self) -> list[str]:
-        """The same as a command line."""
-        (self.folder / "sft").mkdir(exist_ok=True)
-        (self.folder / "sft" / "mine.yaml").write_text(json.dumps({"defaults": ["tower_plus"]} | self.sft))
-        return ["--config-dir", str(self.folder), "sft=mine"]
-
-    def run(self) -> dict:
-        build_sft.build(self.config)
-        return json.loads((self.output / "manifest.json").read_text())
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Setting:
-    """One model, no judge, no tasks around translation."""
-    setting = Setting(tmp_path)
-    setting.sft |= {"translation_share": 0, "judge": None}
-    return setting
 
 
 @pytest.fixture(scope="module")
@@ -260,95 +155,6 @@ def test_the_best_answer_and_ties_by_order() -> None:
     assert left_out["b", "without a reward"] == 1
     assert best({"one": "a"}, {"one": None}, left_out) is None and best({}, None, left_out) is None
     assert best({"one": "a"}, None, left_out) == Best("one", "a", None, None)
-
-
-TROUBLE = ("!500", "!later 0.01", "!half", "!malformed", "!shapeless", "!hangup", "!slow", "!filtered")
-
-
-def test_a_server_that_misbehaves_costs_no_answer_that_came(alone: Setting, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each trouble passes at the second attempt for even questions and never for odd ones, which are noted and asked by the next run."""
-    healed = False
-
-    def answer(prompt: str, attempt: int) -> str:
-        number = int(prompt.split()[1].rstrip("?"))
-        trouble = TROUBLE[number // 2 % len(TROUBLE)]
-        passing = trouble != "!filtered" and number % 2 == 0
-        return trouble if not healed and (number % 2 or (passing and attempt == 1)) else f"answer {number}"
-
-    write(alone.folder / "pools" / "a.jsonl", *({"prompt": f"Question {n}?"} for n in range(16)))
-    with Server(answer) as server:
-        alone.model("m", server, timeout=2.0, attempts=2, concurrency=16)
-        told = alone.run()
-        assert {row["messages"][1]["content"] for row in rows(alone.output / "train.jsonl")} == {f"answer {n}" for n in range(0, 16, 2)}
-        assert told["failures"] == {
-            "m": {"429": 1, "500": 1, "connection": 1, "content_filter": 1, "half body": 1, "malformed": 2, "timeout": 1}
-        }
-        assert told["pools"]["a"] == {"read": 16, "no answer": 8, "kept": 8}
-        assert "run it again" in capsys.readouterr().out
-        before, healed = server.asked.copy(), True
-        told = alone.run()
-        assert server.asked - before == Counter(f"Question {n}?" for n in range(1, 16, 2)) and not told["failures"]
-    assert len(rows(alone.output / "train.jsonl")) == 16 and told["cost"]["answers"]["m"]["replies"] == 16
-
-
-def test_a_model_that_refuses_ends_it_and_the_others_replies_stay(alone: Setting, tmp_path: Path) -> None:
-    def slowly(prompt: str, attempt: int) -> str:
-        return time.sleep(0.02) or "fine"
-
-    with Server(slowly) as good, Server(lambda prompt, attempt: "!error 401 wrong key") as bad:
-        with Store(tmp_path / "answers.jsonl") as store:
-            models = {n: EndpointGenerator(EndpointConfig(s.url, n, attempts=2)) for n, s in (("good", good), ("bad", bad))}
-            replies = Replies(models, store, Decoding(20), 1)
-            chats = [[{"role": "user", "content": f"{n}"}] for n in range(3000)]
-            with pytest.raises(InputError, match="401"):
-                replies.ask(chats)
-            kept = len(store)
-            assert not any(store[key]["model"] == "bad" for key in store)
-            assert len(replies.missing("good", chats, replies.decodings[0])) == 3000 - kept > 0
-        assert bad.asked.total() == 1 and good.asked.total() - kept <= 2 * 16
-
-
-def test_killed_midway_nothing_stored_is_asked_again(alone: Setting) -> None:
-    write(alone.folder / "pools" / "a.jsonl", *({"prompt": f"Question {n}?"} for n in range(80)))
-
-    def slowly(reply: Callable[[str], str]) -> Callable[[str, int], str]:
-        return lambda prompt, attempt: time.sleep(0.03) or reply(prompt)
-
-    with Server(slowly(lambda prompt: GOOD)) as judge, Server(slowly(lambda prompt: f"to {prompt}")) as server:
-        alone.judge(judge, concurrency=4)
-        alone.model("m", server, concurrency=4, output_price=1.0)
-        path = alone.output / "answers.jsonl"
-        run = subprocess.Popen([sys.executable, "-m", "tools.build_sft", *alone.line], env=os.environ)
-        until = time.monotonic() + 90
-        while not (path.is_file() and path.read_bytes().count(b"\n") >= 20) and run.poll() is None and time.monotonic() < until:
-            time.sleep(0.01)
-        run.send_signal(signal.SIGKILL)
-        assert run.wait() == -signal.SIGKILL
-        stored, total = path.read_bytes().count(b"\n"), server.asked.total()
-        assert 20 <= stored < 80 and total - stored <= 4 + 1 and not (alone.output / "train.jsonl").exists()
-        told = alone.run()
-        assert server.asked.total() - total == 80 - stored and judge.asked.total() == 80
-    assert told["cost"]["answers"]["m"] | {"price": 0} == {
-        "replies": 80, "prompt_tokens": 800, "tokens": 400, "without a count of tokens": 0, "price": 0
-    }  # fmt: skip
-    assert told["cost"]["judge"]["j"]["replies"] == 80 and told["cost"]["answers"]["m"]["price"] == pytest.approx(400 / 1e6)
-    assert len(rows(alone.output / "train.jsonl")) == 80
-
-
-def test_a_dry_run_asks_nothing_and_counts_what_is_missing(alone: Setting, capsys: pytest.CaptureFixture[str]) -> None:
-    alone.sft["dry_run"] = True
-    with Server(lambda prompt, attempt: "fine") as server:
-        alone.model("m", server, output_price=1_000_000)
-        build_sft.build(alone.config)
-        assert server.asked.total() == 0 and not (alone.output / "train.jsonl").exists()
-        told = capsys.readouterr().out
-        assert "m m: at most 12 requests" in told and f"12 prompts; {12 * build_sft.ANSWER_TOKENS}.00 in all" in told
-        alone.sft["dry_run"] = False
-        alone.run()
-        write(alone.folder / "pools" / "a.jsonl", *({"prompt": f"Question {n}?"} for n in range(15)))
-        alone.sft["dry_run"] = True
-        build_sft.build(alone.config)
-        assert "at most 3 requests" in capsys.readouterr().out and server.asked.total() == 12
 
 
 def test_a_number_of_examples_is_kept_to_or_refused(alone: Setting, capsys: pytest.CaptureFixture[str]) -> None:
