@@ -57,9 +57,8 @@ def main(cfg: Config) -> None:
 
     cpu.install()
     plan = check(cfg)
-    if is_made(plan.output, plan.settings, "pairs.output"):
-        print(f"{plan.output} is there already, made with the same settings")
-    elif not relaunch_if_needed(cfg, "tools.build_pairs", plan.output.parent / "logs"):
+    made = is_made(plan.output, plan.settings, "pairs.output")
+    if not (made or relaunch_if_needed(cfg, "tools.build_pairs", plan.output.parent / "logs")):
         build(cfg, plan)
 
 

@@ -39,7 +39,6 @@ def build(cfg: Config) -> None:
         source.files = pools.fetched(source.files, Path(cfg.data.cache))
     settings = _settings(cfg)
     if is_made(output, settings, "prompts.output"):
-        print(f"{output} is there already, made with the same settings")
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f".{output.name}.part")

@@ -61,9 +61,8 @@ def main(cfg: Config) -> None:
 
     cpu.install()
     plan = check(cfg)
-    if is_made(plan.output, plan.settings, "prompts.difficulty.output"):
-        print(f"{plan.output} is there already, made with the same settings")
-    elif not relaunch_if_needed(cfg, "tools.filter_prompts", plan.output.parent / "logs"):
+    made = is_made(plan.output, plan.settings, "prompts.difficulty.output")
+    if not (made or relaunch_if_needed(cfg, "tools.filter_prompts", plan.output.parent / "logs")):
         run(cfg, plan)
 
 

@@ -14,7 +14,7 @@ from megatron_tower.runtime.run_dir import write_text
 
 
 def is_made(output: Path, settings: dict[str, Any], key: str) -> bool:
-    """Whether it is there; InputError when it was made otherwise, or changed since. `key`: the setting that names it."""
+    """Whether it is there, which is told; InputError when it was made otherwise, or changed since. `key`: the setting that names it."""
     if not output.exists():
         return False
     manifest, mend = _manifest(output), f"choose another {key} or remove it"
@@ -28,6 +28,7 @@ def is_made(output: Path, settings: dict[str, Any], key: str) -> bool:
         raise InputError(f"{output} was made with another {', '.join(differing)}: {mend}")
     if made["sha256"] != sha256(output):
         raise InputError(f"{output} was changed since it was made: {mend}")
+    print(f"{output} is there already, made with the same settings")
     return True
 
 
