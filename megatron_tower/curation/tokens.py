@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from megatron_tower.curation.engine import Facts
 from megatron_tower.curation.mixture import Group
 from megatron_tower.curation.shards import Row
-from megatron_tower.data.templates import PARALLEL, document, spoken
+from megatron_tower.data.templates import PARALLEL, document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,7 +50,7 @@ def rendered(pairs: Sequence[Row]) -> Iterator[tuple[str, tuple[str, ...]]]:
     sources, targets = [pair["source"] for pair in pairs], [pair["target"] for pair in pairs]
     for direction in ((there, back, sources, targets), (back, there, targets, sources)):
         template = TEMPLATES[int(uniform(f"template/{direction[0]}/{first['id']}") * len(TEMPLATES))]
-        yield document(template, *direction), (template, spoken(template, *direction[:2]))
+        yield document(template, *direction)
 
 
 def write(folder: Path, found: Iterable[Text], tokenizer: "PreTrainedTokenizerFast") -> Facts:

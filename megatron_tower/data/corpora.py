@@ -39,8 +39,8 @@ def monolingual(pairs: Sequence[Pair], seed: int) -> list[tuple[str, str]]:
     return documents
 
 
-def parallel(pairs: Sequence[Pair], seed: int) -> Iterator[str]:
-    """Each pair once into English and once out of it, each time in a template drawn for it."""
+def parallel(pairs: Sequence[Pair], seed: int) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Each pair once into English and once out of it, each time in a template drawn for it, which is told with the locale of its words."""
     rng = random.Random(f"{seed}/parallel")
     for _, group in groupby(pairs, key=lambda pair: (pair.locale, pair.origin)):
         members = list(group)

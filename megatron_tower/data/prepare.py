@@ -24,6 +24,7 @@ from megatron_tower.data.examples import Example
 from megatron_tower.data.locales import LOCALES, locale
 from megatron_tower.data.pair import Pair
 from megatron_tower.data.split import HeldOut, split
+from megatron_tower.data.templates import PARALLEL
 from megatron_tower.runtime.run_dir import is_full
 
 if TYPE_CHECKING:
@@ -138,12 +139,12 @@ def _write(folder: Path, cfg: Config) -> dict:
     general, sft = sft_examples(data, train, held)
     monolingual = corpora.monolingual(train, data.seed)
     words = make_tokenizer(cfg, [text for _, text in monolingual], sft, folder / "tokenizer")
-    tokens = _write_cpt(folder / "cpt", data, words, [text for _, text in monolingual], train, general)
+    blended = _write_cpt(folder / "cpt", data, words, [text for _, text in monolingual], train, general)
     sets = write_sets(folder, data, words, train, test, held, sft, corpora.monolingual(test, data.seed))
     return {
         "sources": [asdict(sources.describe(*wheel)) for wheel in wheels] + [cldr_source()],
         "removed": {name: dict(sorted(counts.items())) for name, counts in removed.items()},
-        "cpt_tokens": tokens,
+        **blended,
         **sets,
     }
 
@@ -215,19 +216,23 @@ def make_tokenizer(cfg: Config, texts: list[str], sft: list[Example], folder: Pa
 
 def _write_cpt(
     folder: Path, data: DataConfig, words: "PreTrainedTokenizerFast", monolingual: list[str], train: list[Pair], general: list[Example]
-) -> dict[str, int]:
-    """The three indexed corpora and `blend.json`; returns tokens by part."""
+) -> dict:
+    """The three indexed corpora and `blend.json`; returns tokens by part, and parallel texts by template and the locale of its words."""
     folder.mkdir()
+    parallel = list(corpora.parallel(train, data.seed))
     documents = {
         "monolingual": monolingual,
-        "parallel": list(corpora.parallel(train, data.seed)),
+        "parallel": [text for text, _ in parallel],
         "instruction": list(corpora.instruction(general, data.seed)),
     }
     blend = []
     for name in PARTS:
         blend.append({"prefix": name, "share": data.shares[name], "tokens": corpora.write(folder / name, documents[name], words)})
     (folder / "blend.json").write_text(json.dumps(blend, indent=1) + "\n")
-    return {part["prefix"]: part["tokens"] for part in blend}
+    return {
+        "cpt_tokens": {part["prefix"]: part["tokens"] for part in blend},
+        "templates": {name: dict(Counter(spoken for _, (template, spoken) in parallel if template == name)) for name in PARALLEL},
+    }
 
 
 def _write_held_out(folder: Path, data: DataConfig, test: list[Pair], text: list[tuple[str, str]]) -> tuple[dict[str, int], int]:

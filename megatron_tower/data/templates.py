@@ -5,10 +5,21 @@ A template is named with its version; a change of wording is a new version, so t
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from megatron_tower.data.locales import locale
 
 RELEASED = "released/1"
+
+
+class Parallel(NamedTuple):
+    """A form of parallel text. write: (source locale, target locale, text, translation) -> document.
+
+    spoken: whose words it puts around the texts, as {source} or {target} or a locale; both, where each language has its own name.
+    """
+
+    write: Callable[[str, str, str, str], str]
+    spoken: str
 
 
 def translation_prompt(source_locale: str, target_locale: str, text: str) -> str:
@@ -39,23 +50,23 @@ def _source_titled(source: str, target: str, text: str, translation: str) -> str
     return f"{locale(source).translation} ({_name(source, source)} → {_name(target, source)})\n{text}\n{translation}"
 
 
-PARALLEL: dict[str, Callable[[str, str, str, str], str]] = {
-    RELEASED: _released,
-    "english_names/1": _english_names,
-    "own_names/1": _own_names,
-    "target_titled/1": _target_titled,
-    "source_titled/1": _source_titled,
+PARALLEL = {
+    RELEASED: Parallel(_released, "en"),
+    "english_names/1": Parallel(_english_names, "en"),
+    "own_names/1": Parallel(_own_names, "{source}, {target}"),
+    "target_titled/1": Parallel(_target_titled, "{target}"),
+    "source_titled/1": Parallel(_source_titled, "{source}"),
 }
 
 
-def spoken(template: str, source: str, target: str) -> str:
-    """The locale whose words a template puts around the texts; both, where each language is called by its own name."""
-    return {"own_names/1": f"{source}, {target}", "target_titled/1": target, "source_titled/1": source}.get(template, "en")
+def document(template: str, source: str, target: str, texts: Sequence[str], translations: Sequence[str]) -> tuple[str, tuple[str, str]]:
+    """Several sentences that follow one another, translated as one text, one sentence a line; and (template, locale of its words).
 
-
-def document(template: str, source: str, target: str, texts: Sequence[str], translations: Sequence[str]) -> str:
-    """Several sentences that follow one another, translated as one text: one sentence a line."""
-    return PARALLEL[template](source, target, "\n".join(texts), "\n".join(translations))
+    Raises KeyError for a template that PARALLEL lacks.
+    """
+    write, spoken = PARALLEL[template]
+    text = write(source, target, "\n".join(texts), "\n".join(translations))
+    return text, (template, spoken.format(source=source, target=target))
 
 
 INSTRUCTION: dict[str, Callable[[str, str], str]] = {

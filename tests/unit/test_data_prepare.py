@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ from megatron_tower.data.damage import damage
 from megatron_tower.data.pair import Pair, key
 from megatron_tower.data.prepare import prepare
 from megatron_tower.data.split import HeldOut, split, words
+from megatron_tower.data.templates import PARALLEL
 
 
 def demo(folder: Path, *more: str) -> Config:
@@ -171,12 +173,27 @@ def test_qwen_and_a_real_tokenizer(tmp_path: Path) -> None:
 
 def test_parallel_documents_go_both_ways_in_every_template() -> None:
     pairs = cldr.generate("nl_NL", ["date"], 400, seed=1)
-    documents = list(corpora.parallel(pairs, seed=1))
+    documents = [text for text, _ in corpora.parallel(pairs, seed=1)]
     lines = Counter(line.split(": ")[-1] for document in documents for line in document.split("\n"))
     assert all(lines[p.source] == 2 and lines[p.target] == 2 for p in pairs)
     assert sum(d.startswith("Translate the following English source text to Dutch:") for d in documents) > 20
     assert sum(d.startswith("Translate the following Dutch source text to English:") for d in documents) > 20
     assert sum(d.count("\n") > 3 for d in documents) > 20  # documents of several sentences
+
+
+def test_the_manifest_counts_texts_by_template_and_the_locale_of_its_words(tmp_path: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    folder = prepare(small(tmp_path / "data", "data.vocab_size=600"))
+    corpus = IndexedDataset(str(folder / "cpt" / "parallel"))
+    texts = tokenizer.load(folder / "tokenizer").batch_decode(corpus[:], skip_special_tokens=True)
+    begins = Counter(re.match(r"Translate|\w+ ?\W", text)[0] for text in texts)
+    told = manifest.verify(folder)["templates"]
+    assert told.keys() == set(PARALLEL) and sum(sum(counts.values()) for counts in told.values()) == len(texts) > 400
+    english, own, to, of = (told[f"{name}/1"] for name in ("english_names", "own_names", "target_titled", "source_titled"))
+    assert told["released/1"] == {"en": begins["Translate"]} and own["nl_NL, en"] == begins["Nederlands:"] > 20
+    assert english["en"] + sum(own.values()) == begins["English:"] + begins["Dutch:"] + begins["Nederlands:"]
+    assert {code: to[code] + of[code] for code in to} == {"en": begins["Translation ("], "nl_NL": begins["Vertaling ("]}
 
 
 def test_monolingual_documents_hold_each_string_once_a_locale() -> None:

@@ -131,9 +131,18 @@ def test_released_prompt_is_exact() -> None:
     assert templates.translation_prompt("en", "pt_PT", "Hello world!") == (
         "Translate the following English source text to Portuguese (Portugal):\nEnglish: Hello world!\nPortuguese (Portugal): "
     )
-    assert templates.PARALLEL[templates.RELEASED]("de_DE", "en", "Hallo", "Hello").endswith("German: Hallo\nEnglish: Hello")
-    assert templates.PARALLEL["own_names/1"]("de_DE", "ja_JP", "Hallo", "やあ") == "Deutsch: Hallo\n日本語: やあ"
-    assert templates.PARALLEL["target_titled/1"]("en", "de_DE", "Hello", "Hallo") == "Übersetzung (Englisch → Deutsch)\nHello\nHallo"
+    assert templates.PARALLEL[templates.RELEASED].write("de_DE", "en", "Hallo", "Hello").endswith("German: Hallo\nEnglish: Hello")
+    assert templates.PARALLEL["own_names/1"].write("de_DE", "ja_JP", "Hallo", "やあ") == "Deutsch: Hallo\n日本語: やあ"
+    assert templates.PARALLEL["target_titled/1"].write("en", "de_DE", "Hello", "Hallo") == "Übersetzung (Englisch → Deutsch)\nHello\nHallo"
+
+
+def test_each_template_tells_whose_words_it_has_and_an_unknown_one_is_refused() -> None:
+    told = dict(templates.document(name, "de_DE", "ja_JP", ["Hallo"], ["やあ"])[1] for name in templates.PARALLEL)
+    assert told == {
+        "released/1": "en", "english_names/1": "en", "own_names/1": "de_DE, ja_JP", "target_titled/1": "ja_JP", "source_titled/1": "de_DE"
+    }  # fmt: skip
+    with pytest.raises(KeyError, match="released/2"):
+        templates.document("released/2", "de_DE", "ja_JP", ["Hallo"], ["やあ"])
 
 
 def test_real_tokenizer_is_copied_and_given_a_chat_template_it_lacks(trained: tuple, tmp_path: Path) -> None:
