@@ -21,6 +21,7 @@ demo: setup
 test: setup lint
 	$(RUN) slurm/local_cluster.py install
 	$(RUN) tests/browser/driver.py install
+	$(RUN) tests/te/package.py install
 	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 slurm: setup

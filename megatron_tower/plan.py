@@ -179,10 +179,9 @@ def layer_bytes(cfg: "Config") -> tuple[float, float]:
     sandwich = model.family in SANDWICH
     entry = b * h + 4 / _split(cfg)  # a norm keeps its input and a factor in fp32
     linear = 1 if cfg.precision.fp8 else b  # a linear's input
-    attention = (
-        b * (2 * q + 3 * k + q) + (q if cfg.precision.fp8 else 0) + (entry if sandwich else 0)
-    )  # output: of attention and of linear_proj
-    kernel = _kernel_bytes(cfg)
+    kernel, eager = _kernel_bytes(cfg), model.attention_backend == "eager"
+    output = (0 if eager else b * q) + q if cfg.precision.fp8 == "delayed" else b * q  # linear_proj's own copy, or attention's, cast again
+    attention = b * (2 * q + 3 * k) + output + (entry if sandwich else 0)
     fused = b == 2 and cfg.precision.layers != "torch"  # Transformer Engine: act(gate) * up in one pass, RoPE without sines and cosines
     mlp = b * (2 if fused else 3) * f + linear * f + (entry if sandwich else 0)
     rope = 0 if fused else b * 4 * model.kv_channels

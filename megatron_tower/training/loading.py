@@ -15,7 +15,9 @@ from megatron_tower.models.hf import load_hf, model_config
 from megatron_tower.runtime.distributed import gathered, place
 from megatron_tower.training import checkpoint
 from megatron_tower.training.checkpoint import Checkpoint
-from megatron_tower.training.state import TrainingState, load_model, load_optimizer, sharded_state
+from megatron_tower.training.scales import load_scales
+from megatron_tower.training.state import TrainingState, load_model, load_optimizer, sharded_state, unwrapped
+from megatron_tower.training.torch_dist import read_metadata
 
 
 def load(start: Checkpoint, state: TrainingState) -> None:
@@ -23,11 +25,17 @@ def load(start: Checkpoint, state: TrainingState) -> None:
     here = place()
     found = gathered({here.rank: checkpoint.problems(start.path, here.rank, here.world_size)})
     checkpoint.refuse(start.path, [problem for rank in sorted(found) for problem in found[rank]])
-    loaded = dist_checkpointing.load(sharded_state(state, loading=True), str(start.path), validate_access_integrity=False)
+    places = sharded_state(state, loading=True)
+    if state.optimizer is not None:  # FP8's scales are not in what was trained in another precision so far
+        held = read_metadata(start.path).state_dict_metadata
+        places["scales"] = [{name: p for name, p in scales.items() if p.key in held} for scales in places["scales"]]
+    loaded = dist_checkpointing.load(places, str(start.path), validate_access_integrity=False)
     load_model(state.chunks, loaded)
     if state.optimizer is not None:
         state.step, state.samples, state.tokens = start.step, start.samples, start.tokens
         load_optimizer(state, loaded["optimizer"])
+        for chunk, scales in zip(state.chunks, loaded["scales"], strict=True):
+            load_scales(unwrapped(chunk), scales)
 
 
 def open_for_inference(

@@ -3,11 +3,12 @@
 Weights keep megatron-core's names; the optimizer's tensors are named after their weight:
 
     optimizer.exp_avg.<weight>    optimizer.exp_avg_sq.<weight>    optimizer.param.<weight> (fp32 main weight; bf16 training only)
+    and the scales of delayed FP8 (training/scales.py)
 
 The same names and shapes come out of a plain and of a distributed optimizer, so each resumes from the other, at any TP, PP and DP.
 Hyper-parameters and the update count are not state: the trainer knows them from the config and the step.
 Leaves out: random states (no step draws random numbers: there is no dropout, and sample order is a function of the seed and the index),
-Transformer Engine's `_extra_state` (pickled bytes: FP8 scales are found anew), mixtures of experts (several optimizers in a chain).
+Transformer Engine's `_extra_state` (pickled bytes), mixtures of experts (several optimizers in a chain).
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.transformer import MegatronModule
 from torch import Tensor
+
+from megatron_tower.training.scales import sharded_scales
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -50,22 +53,32 @@ class TrainingState:
 
 def sharded_model(chunks: list[MegatronModule | DistributedDataParallel]) -> dict[str, ShardedStateDict]:
     """One sharded state dict a chunk, `_extra_state` left out."""
-    metadata = {
-        "singleton_local_shards": False,
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-    }
-    dicts = (unwrapped(chunk).sharded_state_dict(metadata=metadata) for chunk in chunks)
-    return {f"model{i}": {k: v for k, v in d.items() if not isinstance(v, ShardedObject)} for i, d in enumerate(dicts)}
+    return {name: _without(ShardedObject, found) for name, found in _sharded(chunks).items()}
 
 
 def sharded_state(state: TrainingState, loading: bool) -> dict:
     """All that a checkpoint of `state` holds; when `loading`, places to load into."""
-    if state.optimizer is not None and not loading:
+    if state.optimizer is None:
+        return sharded_model(state.chunks)
+    if not loading:
         state.gather()
-    tensors: dict = sharded_model(state.chunks)
-    if state.optimizer is not None:
-        tensors["optimizer"] = sharded_optimizer(state, tensors, loading)
-    return tensors
+    found = _sharded(state.chunks)
+    tensors: dict = {name: _without(ShardedObject, places) for name, places in found.items()}
+    optimizer = sharded_optimizer(state, tensors, loading)
+    scales = [sharded_scales(unwrapped(chunk), places) for chunk, places in zip(state.chunks, found.values(), strict=True)]
+    return tensors | {"optimizer": optimizer, "scales": scales}
+
+
+def _sharded(chunks: list[MegatronModule | DistributedDataParallel]) -> dict[str, ShardedStateDict]:
+    metadata = {
+        "singleton_local_shards": False,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    return {f"model{i}": unwrapped(chunk).sharded_state_dict(metadata=metadata) for i, chunk in enumerate(chunks)}
+
+
+def _without(kind: type, places: ShardedStateDict) -> ShardedStateDict:
+    return {name: place for name, place in places.items() if not isinstance(place, kind)}
 
 
 def load_model(chunks: list[MegatronModule | DistributedDataParallel], loaded: dict[str, dict[str, Tensor]]) -> None:

@@ -52,11 +52,11 @@ def config(folder: Path, course: str, layout: str, *more: str) -> Config:
     return load(own(folder, family, *OPTIONS[course], steps, *LAYOUTS[layout], *more))
 
 
-def curve(folder: Path, case: str) -> list[float]:
-    """What TOLD names of each step; of the second half only where a case has one."""
+def curve(folder: Path, case: str, *words: str) -> list[float]:
+    """What TOLD names of each step; of the second half only where a case has one. `words`: further ones."""
     course, layouts, *precision = case.split(":")
     before, _, after = layouts.partition("-")
-    more = [f"run_dir={folder}/run_{course}_{before}_{''.join(precision)}", *(f"precision={p}" for p in precision)]
+    more = [f"run_dir={folder}/run_{course}_{before}_{''.join(precision)}", *(f"precision={p}" for p in precision), *words]
     cfg = config(folder, course, before, *more)
     if not after:
         return straight(cfg, cfg.phase.train_steps)

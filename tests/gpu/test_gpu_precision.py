@@ -118,9 +118,9 @@ def test_fp8_follows_the_curve_of_bf16(folder: Path, family: str, fp8: str):
 
 @lru_cache
 def curve(folder: Path, family: str, precision: str) -> list[float]:
-    """Losses of 200 steps."""
-    phase = ["phase=sft", "phase.epochs=null"] if family == "qwen2" else ["phase=cpt"]
-    return losses(load(room.words(folder, family, *phase, "phase.train_steps=200", *EAGER, f"precision={precision}")), 200)
+    """Losses of 200 steps, slow enough that the few documents are not learnt by heart: there curves part by far more than 1 %."""
+    words = ["phase=cpt", "phase.optimizer.lr=1e-3", "phase.train_steps=200", *EAGER, f"precision={precision}"]
+    return losses(load(room.words(folder, family, *words)), 200)
 
 
 @pytest.mark.parametrize("fp8", RECIPES)

@@ -11,16 +11,10 @@ import torch
 from megatron_tower import plan
 from megatron_tower.command import load
 from megatron_tower.config import REPOSITORY, Config, InputError, check_phase
-from megatron_tower.models import kernels
-from megatron_tower.plan import GIB, layer_bytes, memory, parameters, weights_on
+from megatron_tower.plan import GIB, memory, parameters, weights_on
 from megatron_tower.step_time import predict
-from tests.unit import te_fakes
+from tests.unit.kept import NARROW, kept_per_token
 
-NARROW = [
-    *("precision=bf16", "precision.layers=torch", "model.hidden_size=64", "model.ffn_hidden_size=96", "model.kv_channels=16"),
-    *("model.num_attention_heads=4", "model.num_query_groups=2", "data.vocab_size=400", "phase.seq_length=256"),
-    *("phase.global_batch_size=2", "phase.micro_batch_size=1"),
-]
 SIZES = {"2b": "gemma2_2b", "9b": "gemma2_9b", "72b": "qwen25_72b"}
 LAYOUTS = [f"{size}_{gpus}" for size in SIZES for gpus in (8, 64, 256)]
 GRPO = {  # words that the files name for GRPO's 8192 tokens
@@ -33,46 +27,13 @@ GRPO = {  # words that the files name for GRPO's 8192 tokens
 }
 
 
-def kept(cfg: Config) -> float:
-    """Bytes that the layers of one chunk keep for the backward pass of one row; tensors that share memory count once."""
-    from megatron_tower.models.build import build_chunks
-
-    (chunk,) = build_chunks(cfg.model, cfg.parallel, cfg.precision)
-    owned = {t.untyped_storage().data_ptr() for t in (*chunk.parameters(), *chunk.buffers())}
-    storages = {}
-
-    def remember(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned and tensor.shape != (cfg.model.hidden_size,):  # a norm's weight in fp32 is not a token's
-            storages[storage.data_ptr()] = storage  # held, or its memory would be given out again
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        rows = torch.randn(cfg.phase.seq_length, 1, cfg.model.hidden_size, dtype=torch.bfloat16, requires_grad=True)
-        chunk.decoder(rows, None, rotary_pos_emb=chunk.rotary_pos_emb(len(rows)))
-    return sum(storage.nbytes() for storage in storages.values())
-
-
 @pytest.mark.parametrize("recompute", ["none", "selective", "mlp", "full"])
 @pytest.mark.parametrize(("model", "backend"), [("tiny_gemma2", "eager"), ("tiny_qwen2", "eager"), ("tiny_qwen2", "sdpa")])
 def test_activations_are_those_that_autograd_saves(single_rank: None, model: str, backend: str, recompute: str) -> None:
-    """Per layer: what four layers keep more than two. sdpa keeps what fused kernels do: q, k, v, the output and a sum a row."""
-    words = [f"model={model}", *NARROW, f"model.attention_backend={backend}", f"parallel.recompute={recompute}"]
-    deep, shallow = (load([*words, f"model.num_layers={layers}", "model.window_layers=[]"]) for layers in (4, 2))
-    per_token = (kept(deep) - kept(shallow)) / 2 / 256
-    assert layer_bytes(deep)[0] == pytest.approx(per_token, rel=0.01)
-
-
-@pytest.mark.parametrize("recompute", ["none", "mlp", "full"])
-@pytest.mark.parametrize(("model", "backend"), [("tiny_gemma2", "eager"), ("tiny_qwen2", "sdpa")])
-def test_activations_of_fused_layers_too(single_rank, monkeypatch, model: str, backend: str, recompute: str) -> None:
-    """Behind stand-ins of Transformer Engine's kernels, which keep what these keep."""
-    te_fakes.install(monkeypatch)
-    monkeypatch.setattr(kernels, "transformer_engine", lambda precision: True)
-    words = [word for word in NARROW if word != "precision.layers=torch"]
-    words += [f"model={model}", f"model.attention_backend={backend}", f"parallel.recompute={recompute}"]
-    deep, shallow = (load([*words, f"model.num_layers={layers}", "model.window_layers=[]"]) for layers in (4, 2))
-    assert layer_bytes(deep)[0] == pytest.approx((kept(deep) - kept(shallow)) / 2 / 256, rel=0.01)
+    """sdpa keeps what fused kernels do: q, k, v, the output and a sum a row. Transformer Engine's layers: tests/te."""
+    words = [f"model={model}", *NARROW, "precision=bf16", "precision.layers=torch", f"parallel.recompute={recompute}"]
+    kept, planned = kept_per_token([*words, f"model.attention_backend={backend}"])
+    assert planned == pytest.approx(kept, rel=0.01)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

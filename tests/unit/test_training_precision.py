@@ -12,15 +12,11 @@ from megatron_tower.config import InputError, ParallelConfig, PrecisionConfig, c
 from megatron_tower.models import kernels
 from megatron_tower.models.build import build_chunks, transformer_config
 from megatron_tower.models.layer import GatedMLP
-from megatron_tower.rollout.generate import generate
 from megatron_tower.runtime import distributed
 from megatron_tower.train import build
-from megatron_tower.training import checkpoint, saving
 from megatron_tower.training.optimizer import build_optimizer
-from megatron_tower.training.state import sharded_model
 from megatron_tower.training.trainer import wrap
 from tests.distributed import room
-from tests.unit import te_fakes
 
 BF16 = PrecisionConfig(name="bf16", params="bfloat16")
 FP8 = ["precision=fp8_tensorwise", "model.num_layers=4"]
@@ -120,39 +116,6 @@ def test_which_layers(monkeypatch: pytest.MonkeyPatch, params, layers, fp8, inst
     else:
         with pytest.raises(InputError, match=expected):
             kernels.transformer_engine(precision)
-
-
-@pytest.mark.parametrize("family", ["gemma2", "qwen2"])
-def test_norms_in_the_linear_behind_them_change_neither_names_nor_numbers(single_rank, installed, monkeypatch, tmp_path: Path, family: str):
-    """Transformer Engine's layers and plain ones: the same weights and gradients by name; a run of one goes on as the other, and back."""
-    wrappers = te_fakes.install(monkeypatch)
-    room.prepare(tmp_path, family)
-    words = room.words(tmp_path, family, f"run_dir={tmp_path}/run", "precision=fp32")
-    gradients, shapes, losses, answers = {}, {}, {}, {}
-    for layers in ("torch", "te"):
-        trainer = build(load([*words, f"precision.layers={layers}"]), Path(load(words).phase.start_from))
-        losses[layers] = trainer.step()["loss"]
-        (chunk,) = trainer.state.chunks
-        answers[layers] = generate(chunk.module, [[5, 6, 7], [8, 9, 10, 11, 12]], max_new_tokens=6, stop_ids=[])
-        gradients[layers] = {name: weight.main_grad.clone() for name, weight in chunk.module.named_parameters()}
-        shapes[layers] = {name: (place.key, place.data.shape) for name, place in sharded_model([chunk])["model0"].items()}
-    layer = chunk.module.decoder.layers[0]
-    for linear in (layer.self_attention.linear_qkv, layer.mlp.linear_fc1):
-        assert isinstance(linear, wrappers.TELayerNormColumnParallelLinear) and linear.fuse_wgrad_accumulation
-    assert shapes["te"] == shapes["torch"] and gradients["te"].keys() == gradients["torch"].keys()
-    assert answers["te"] == answers["torch"]
-    assert losses["te"] == pytest.approx(losses["torch"], rel=1e-5)
-    for name, expected in gradients["torch"].items():
-        torch.testing.assert_close(gradients["te"][name], expected, atol=1e-5, rtol=1e-3, msg=lambda told, name=name: f"{name}: {told}")
-    course = [trainer.step()["loss"] for _ in range(2)]
-    for first, then in (("te", "torch"), ("torch", "te")):
-        cfg = load([*words, f"precision.layers={first}", f"run_dir={tmp_path}/{first}"])
-        trainer = build(cfg, Path(cfg.phase.start_from))
-        trainer.step()
-        saving.save(cfg, trainer.state)
-        cfg.precision.layers = then
-        resumed = build(cfg, checkpoint.latest(cfg.phase_dir))
-        assert [resumed.step()["loss"] for _ in range(2)] == pytest.approx(course, rel=1e-4)
 
 
 def test_first_and_last_layers_stay_in_bf16(monkeypatch: pytest.MonkeyPatch, folder: Path):

@@ -1,0 +1,120 @@
+"""Transformer Engine's layers beside plain ones, its kernels computed on a CPU. Run by test_engine.py, a process a rank.
+
+    python -m tests.te.cases FOLDER layers:gemma2 gemma2:tp2_sp gemma2:single:fp8_tensorwise ...
+
+layers:FAMILY checks weights, gradients, answers and checkpoints of one step and the next; `memory` what layers keep of a token. The
+others are of tests/distributed/curves.py, on its LAYOUTS and these: FOLDER/curves/te_CASE.json gets the curve and each kernel's calls.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.te import package
+
+LAYOUTS = {
+    "tp2_sp_mlp": ["parallel=tp2_sp", "parallel.recompute=mlp"],
+    "tp2_sp_full": ["parallel=tp2_sp", "parallel.recompute=full"],
+    "dp2_overlap": ["parallel=dp2", "parallel.distributed_optimizer=true", "parallel.overlap=true"],
+}
+
+
+def main() -> None:
+    folder, *cases = Path(sys.argv[1]), *sys.argv[2:]
+    package.use()
+    from megatron_tower.runtime import cpu, distributed
+
+    cpu.install()
+    from transformer_engine.pytorch.quantization import FP8GlobalStateManager
+
+    from megatron_tower import checks
+    from megatron_tower.models import kernels
+    from tests.distributed import curves
+    from tests.te.kernels import CALLS
+
+    checks.find_spec = lambda name: True
+    kernels.transformer_engine = lambda precision: precision.layers == "te"  # as if this were a card
+    curves.LAYOUTS |= LAYOUTS
+    for case in cases:
+        course, _, family = case.partition(":")
+        if course == "layers":
+            layers(folder, family)
+            continue
+        if course == "memory":
+            memory()
+            continue
+        CALLS.clear()
+        FP8GlobalStateManager.reset()  # its state is the process's, and groups of the layout before would be waited for
+        told = {"curve": curves.curve(folder, case, "precision.layers=te"), "calls": dict(CALLS)}
+        if distributed.is_rank_zero():
+            (folder / "curves" / f"te_{case}.json").write_text(json.dumps(told))
+    distributed.shutdown()
+
+
+def layers(folder: Path, family: str) -> None:
+    """The same weights and gradients by name, the same answers; a run of one kind of layers goes on as the other, and back."""
+    from megatron.core.extensions.transformer_engine import TELayerNormColumnParallelLinear
+
+    from megatron_tower.command import load
+    from megatron_tower.rollout.generate import generate
+    from megatron_tower.runtime import distributed
+    from megatron_tower.train import build
+    from megatron_tower.training import checkpoint, saving
+    from megatron_tower.training.state import sharded_model
+    from tests.distributed import room
+
+    def config(layers: str, run: str):
+        return load(room.words(folder, family, "precision=fp32", f"precision.layers={layers}", f"run_dir={folder}/{run}"))
+
+    gradients, shapes, losses, answers, courses = {}, {}, {}, {}, {}
+    distributed.initialize(config("te", "run").parallel, 1234, config("te", "run").cluster)
+    for kind, other in (("torch", "te"), ("te", "torch")):
+        cfg = config(kind, f"layers_{family}_{kind}")
+        trainer = build(cfg, Path(cfg.phase.start_from))
+        losses[kind] = trainer.step()["loss"]
+        (chunk,) = trainer.state.chunks
+        answers[kind] = generate(chunk.module, [[5, 6, 7], [8, 9, 10, 11, 12]], max_new_tokens=6, stop_ids=[])
+        gradients[kind] = {name: weight.main_grad.clone() for name, weight in chunk.module.named_parameters()}
+        shapes[kind] = {name: (place.key, place.data.shape) for name, place in sharded_model([chunk])["model0"].items()}
+        saving.save(cfg, trainer.state)
+        straight = [trainer.step()["loss"] for _ in range(2)]
+        cfg.precision.layers = other
+        resumed = build(cfg, checkpoint.latest(cfg.phase_dir))
+        courses[kind] = straight, [resumed.step()["loss"] for _ in range(2)]
+    for linear in (chunk.module.decoder.layers[0].self_attention.linear_qkv, chunk.module.decoder.layers[0].mlp.linear_fc1):
+        assert isinstance(linear, TELayerNormColumnParallelLinear) and linear.fuse_wgrad_accumulation
+    assert shapes["te"] == shapes["torch"] and gradients["te"].keys() == gradients["torch"].keys()
+    assert answers["te"] == answers["torch"]
+    assert losses["te"] == pytest.approx(losses["torch"], rel=1e-5)
+    for name, expected in gradients["torch"].items():
+        torch.testing.assert_close(gradients["te"][name], expected, atol=1e-5, rtol=1e-3, msg=lambda told, name=name: f"{name}: {told}")
+    for straight, resumed in courses.values():
+        assert resumed == pytest.approx(straight, rel=1e-4) and straight == pytest.approx(courses["torch"][0], rel=1e-4)
+
+
+def memory() -> None:
+    """What the plan says that layers keep of a token is what they keep."""
+    from megatron_tower.command import load
+    from megatron_tower.runtime import distributed
+    from tests.unit.kept import NARROW, kept_per_token
+
+    cfg = load([])
+    distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
+    for model, backend in (("tiny_gemma2", "eager"), ("tiny_qwen2", "sdpa")):
+        for precision in ("bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise"):
+            for recompute in ("none", "mlp", "full"):
+                words = [
+                    f"model={model}",
+                    f"model.attention_backend={backend}",
+                    f"precision={precision}",
+                    f"parallel.recompute={recompute}",
+                ]
+                kept, planned = kept_per_token([*NARROW, *words, "precision.layers=te"])
+                assert planned == pytest.approx(kept, rel=0.01), (words, kept, planned)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Transformer Engine's own code on a CPU: its layers learn what plain ones do, FP8 what bf16 does, on any layout, after a resume too."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.distributed import curves, room
+from tests.te import package
+
+FAMILIES = ("gemma2", "qwen2")
+RECIPES = ("delayed", "tensorwise", "blockwise")
+ALONE = ("gemma2:single", "qwen2:single", "gemma2:recomputed", "gemma2_wpo:single", "gemma2_grpo:single")
+TWO = ("gemma2:tp2_sp", "qwen2:tp2_sp", "gemma2:tp2_sp_full", "gemma2:pp2", "gemma2:dp2_overlap")
+FP8_TWO = (
+    *(f"gemma2:tp2_sp:fp8_{recipe}" for recipe in RECIPES),
+    "gemma2:tp2_sp_mlp:fp8_tensorwise",
+    "gemma2:tp2_sp_full:fp8_delayed",
+    "gemma2:pp2:fp8_delayed",
+    "gemma2:dp2_overlap:fp8_tensorwise",
+)
+
+pytestmark = pytest.mark.skipif(not package.FOLDER.exists(), reason=f"needs {package.INSTALL}")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict]:
+    """Of a case its curve and calls: all cases made in one launch of one rank and one of two; plain ones here, when they are asked for."""
+    from megatron_tower.runtime.local import run_ranks
+
+    folder = tmp_path_factory.mktemp("room")
+    (folder / "curves").mkdir()
+    for family in FAMILIES:
+        room.prepare(folder, family)
+    alone = ["memory", *(f"layers:{family}" for family in FAMILIES), *ALONE, "gemma2:single:bf16", "gemma2:recomputed:fp8_delayed"]
+    alone += [f"gemma2:{layouts}:fp8_{recipe}" for recipe in RECIPES for layouts in ("single", "single-single")]
+    for ranks, cases in ((1, alone), (2, [*TWO, *FP8_TWO])):
+        assert run_ranks(["tests.te.cases", str(folder), *cases], ranks, threads=1, logs=folder / "logs") == 0
+    plain: dict[str, list[float]] = {}
+
+    def of(case: str) -> dict:
+        if not case.startswith("plain "):
+            return json.loads((folder / "curves" / f"te_{case}.json").read_text())
+        case = case.removeprefix("plain ")
+        plain[case] = plain.get(case) or curves.curve(folder, case)
+        return {"curve": plain[case]}
+
+    return of
+
+
+@pytest.mark.parametrize("case", [*ALONE, *TWO])
+def test_layers_learn_what_plain_ones_learn(told: Callable, case: str):
+    made = told(case)
+    assert made["curve"] == pytest.approx(told(f"plain {case.partition(':')[0]}:single")["curve"], abs=1e-5)
+    assert min(made["calls"][kernel] for kernel in ("generic_gemm", "rmsnorm_fwd", "fused_rope_forward", "multi_tensor_adam")) > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_fp8_follows_bf16(told: Callable, recipe: str):
+    """Every product of a layer is one of FP8 numbers: forward, and both of the backward pass."""
+    made = told(f"gemma2:single:fp8_{recipe}")
+    assert made["curve"] == pytest.approx(told("gemma2:single:bf16")["curve"], rel=0.01)
+    assert made["curve"] != pytest.approx(told("gemma2:single:bf16")["curve"], rel=1e-5)
+    linears, micro_batches = 4 * 4, 4
+    assert made["calls"]["fp8_gemm"] == made["calls"]["generic_gemm"] == 3 * linears * micro_batches * curves.STEPS
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_fp8_goes_on_after_a_resume(told: Callable, recipe: str):
+    straight, resumed = (told(f"gemma2:{layouts}:fp8_{recipe}")["curve"] for layouts in ("single", "single-single"))
+    assert resumed == straight[curves.HALF :]
+
+
+def test_fp8_recomputed_is_the_same(told: Callable):
+    assert told("gemma2:recomputed:fp8_delayed")["curve"] == told("gemma2:single:fp8_delayed")["curve"]
+
+
+@pytest.mark.parametrize("case", FP8_TWO)
+def test_fp8_on_two_ranks(told: Callable, case: str):
+    """Ranks that hold a part of a weight scale it by what that part holds, so curves are near each other, not equal."""
+    assert told(case)["curve"] == pytest.approx(told(f"gemma2:single:{case.rpartition(':')[2]}")["curve"], rel=0.005)
