@@ -74,6 +74,11 @@ def _precision_problems(cfg: "Config") -> Iterator[str]:
         yield f"parallel.offload={par.offload} is a share of what parallel.distributed_optimizer=true divides: set that, and 0 to 1"
     if par.offload and cfg.cluster.device == "cpu":
         yield f"parallel.offload={par.offload} moves state from a GPU to the host and cluster={cfg.cluster.name} has device=cpu: use 0"
+    if precision.fp8_param_gather and not (precision.fp8 and par.distributed_optimizer and not par.offload):
+        yield (
+            f"{here}: fp8_param_gather=true leaves high precision to the optimizer's weights, shared among data-parallel ranks: "
+            "it needs precision.fp8, parallel.distributed_optimizer=true and parallel.offload=0"
+        )
     layers = model.num_layers // par.pipeline
     if not 0 <= precision.bf16_layers <= layers or (precision.bf16_layers and precision.fp8 in (None, "delayed")):
         yield (

@@ -192,6 +192,7 @@ class PrecisionConfig:
     params: str = "float32"  # float32 | bfloat16
     fp8: str | None = None  # null | delayed | tensorwise | blockwise
     layers: str = "auto"  # auto | torch | te: linears of megatron-core or Transformer Engine; auto: te for bf16 on CUDA where installed
+    fp8_param_gather: bool = False  # linears keep FP8 weights alone: 2 bytes a weight less, and data-parallel ranks gather half as much
     bf16_layers: int = 0  # first and as many last layers that FP8 leaves in bf16: steadier, and slower by their share
 
 

@@ -151,7 +151,7 @@ def _of_stage(cfg: "Config", stage: int) -> Memory:
     gathered = model.hidden_size * element if par.sequence_parallel else 0
     return Memory(
         stage,
-        weights=count * element + _fp8_copies(cfg, stage),
+        weights=count * element + _fp8_weights(cfg, stage),
         gradients=count * (2 if half else 4),
         optimizer=states * (1 - par.offload),
         reference=count * element if _keeps_reference(cfg) else 0,
@@ -238,8 +238,8 @@ def _rollout(cfg: "Config", stage: int) -> float:
     return cache * (1 + prompts * length / rows / cfg.phase.seq_length) + max(wide, scores if model.attention_backend == "eager" else 0)
 
 
-def _fp8_copies(cfg: "Config", stage: int) -> float:
-    """FP8 weights of the linears, as they are and transposed, kept from one micro-batch to the next."""
+def _fp8_weights(cfg: "Config", stage: int) -> float:
+    """FP8 weights of the linears, as they are and transposed, beside those in bf16 or in their place."""
     if not cfg.precision.fp8:
         return 0
     par, layers = cfg.parallel, cfg.model.num_layers
@@ -247,7 +247,7 @@ def _fp8_copies(cfg: "Config", stage: int) -> float:
     edge = cfg.precision.bf16_layers
     mine = range(stage * per_stage, (stage + 1) * per_stage)
     count = sum(edge <= layer < layers - edge for layer in mine) * matrices(cfg.model) / par.tensor
-    return 2 * count
+    return 0 if cfg.precision.fp8_param_gather else 2 * count
 
 
 def _keeps_reference(cfg: "Config") -> bool:

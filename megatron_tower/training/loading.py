@@ -15,7 +15,7 @@ from megatron_tower.models.hf import load_hf, model_config
 from megatron_tower.runtime.distributed import gathered, place
 from megatron_tower.training import checkpoint
 from megatron_tower.training.checkpoint import Checkpoint
-from megatron_tower.training.scales import load_scales
+from megatron_tower.training.fp8 import load_scales
 from megatron_tower.training.state import TrainingState, load_model, load_optimizer, sharded_state, unwrapped
 from megatron_tower.training.torch_dist import read_metadata
 
@@ -33,9 +33,9 @@ def load(start: Checkpoint, state: TrainingState) -> None:
     load_model(state.chunks, loaded)
     if state.optimizer is not None:
         state.step, state.samples, state.tokens = start.step, start.samples, start.tokens
-        load_optimizer(state, loaded["optimizer"])
         for chunk, scales in zip(state.chunks, loaded["scales"], strict=True):
             load_scales(unwrapped(chunk), scales)
+        load_optimizer(state, loaded["optimizer"])
 
 
 def open_for_inference(

@@ -31,6 +31,7 @@ def build_optimizer(chunks: list[DistributedDataParallel], cfg: Config) -> Megat
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=cfg.parallel.distributed_optimizer,
+        fp8_recipe=cfg.precision.fp8 if cfg.precision.fp8_param_gather else None,
         **_offloaded(cfg.parallel.offload),
     )
     optimizer = get_megatron_optimizer(config, chunks)

@@ -3,7 +3,7 @@
 Weights keep megatron-core's names; the optimizer's tensors are named after their weight:
 
     optimizer.exp_avg.<weight>    optimizer.exp_avg_sq.<weight>    optimizer.param.<weight> (fp32 main weight; bf16 training only)
-    and the scales of delayed FP8 (training/scales.py)
+    and the scales of delayed FP8 (training/fp8.py)
 
 The same names and shapes come out of a plain and of a distributed optimizer, so each resumes from the other, at any TP, PP and DP.
 Hyper-parameters and the update count are not state: the trainer knows them from the config and the step.
@@ -26,7 +26,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.transformer import MegatronModule
 from torch import Tensor
 
-from megatron_tower.training.scales import sharded_scales
+from megatron_tower.training.fp8 import gather, is_fp8, sharded_scales
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -48,7 +48,7 @@ class TrainingState:
         """All weights whole on every rank: with `parallel.overlap` an update leaves each its own share until the next forward pass."""
         for chunk in self.chunks:
             if chunk.ddp_config.overlap_param_gather:
-                chunk.start_param_sync(force_sync=True)
+                gather(chunk)
 
 
 def sharded_model(chunks: list[MegatronModule | DistributedDataParallel]) -> dict[str, ShardedStateDict]:
@@ -82,9 +82,12 @@ def _without(kind: type, places: ShardedStateDict) -> ShardedStateDict:
 
 
 def load_model(chunks: list[MegatronModule | DistributedDataParallel], loaded: dict[str, dict[str, Tensor]]) -> None:
+    """Take over loaded weights, but those that are cast from the optimizer's (`load_optimizer`)."""
     for i, chunk in enumerate(chunks):
-        missing, unexpected = unwrapped(chunk).load_state_dict(loaded[f"model{i}"], strict=False)
-        absent = [name for name in missing if not name.endswith("_extra_state")]
+        cast = {name for name, weight in unwrapped(chunk).named_parameters() if is_fp8(weight)}
+        own = {name: weight for name, weight in loaded[f"model{i}"].items() if name not in cast}
+        missing, unexpected = unwrapped(chunk).load_state_dict(own, strict=False)
+        absent = [name for name in missing if not name.endswith("_extra_state") and name not in cast]
         assert not absent and not unexpected, f"weights without a place or places without weights: {absent + unexpected}"
 
 
@@ -101,6 +104,9 @@ def sharded_optimizer(state: TrainingState, model: dict[str, ShardedStateDict], 
             i: {"param": _main(weight)} | {moment: inner.optimizer.state[_main(weight)][moment] for moment in MOMENTS}
             for i, weight in enumerate(_weights(state))
         }
+    for i, weight in enumerate(_weights(state)):
+        if is_fp8(weight):
+            places[id(weight)].data = tensors[i]["param"].to(weight.dtype)  # what it is cast from
     kept = ("param", *MOMENTS) if inner.config.bf16 else MOMENTS  # in fp32 the main weights are the weights
     return {
         str(i): {k: make_sharded_optimizer_tensor(places[id(weight)], tensors[i][k], f"optimizer.{k}") for k in kept}
@@ -109,7 +115,7 @@ def sharded_optimizer(state: TrainingState, model: dict[str, ShardedStateDict], 
 
 
 def load_optimizer(state: TrainingState, loaded: dict[str, dict[str, Tensor]]) -> None:
-    """Take over loaded moments (and main weights), after `load_model`; `state.step` updates were made."""
+    """Take over loaded moments (and main weights), after `load_model` and `load_scales`; `state.step` updates were made."""
     inner = _inner(state.optimizer)
     tensors = {i: {"param": weight.detach()} | loaded[str(i)] for i, weight in enumerate(_weights(state))}
     if isinstance(inner, DistributedOptimizer):
@@ -120,6 +126,10 @@ def load_optimizer(state: TrainingState, loaded: dict[str, dict[str, Tensor]]) -
             for moment in MOMENTS:
                 inner.optimizer.state[_main(weight)][moment].copy_(tensors[i][moment])
     _set_step(inner.optimizer, state.step)
+    if any(map(is_fp8, _weights(state))):
+        inner._copy_main_params_to_model_params()
+        for chunk in state.chunks:
+            gather(chunk)
 
 
 def bytes_per_weight(weight: Tensor) -> int:

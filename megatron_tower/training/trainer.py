@@ -32,6 +32,7 @@ from megatron_tower.runtime import watchdog
 from megatron_tower.runtime.distributed import device
 from megatron_tower.runtime.progress import Progress
 from megatron_tower.runtime.stop import StopSignal
+from megatron_tower.training import fp8
 from megatron_tower.training.optimizer import build_optimizer, lr_at, set_lr
 from megatron_tower.training.rounds import Source
 from megatron_tower.training.saving import Saver
@@ -44,16 +45,21 @@ RECENT = 20  # rounds whose longest tells how long the next may take
 
 def wrap(chunks: list[MegatronModule], cfg: Config) -> list[DistributedDataParallel]:
     """Chunks whose gradients are accumulated in `parallel.gradients` and reduced over data-parallel ranks."""
-    par = cfg.parallel
+    par, in_fp8 = cfg.parallel, cfg.precision.fp8_param_gather
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=par.gradients == "float32",
         use_distributed_optimizer=par.distributed_optimizer,
         overlap_grad_reduce=par.overlap,
         overlap_param_gather=par.overlap and par.distributed_optimizer,
+        fp8_param_gather=in_fp8,
     )
+    if in_fp8:
+        for chunk in chunks:
+            fp8.keep_weights(chunk)
     wrapped = [DistributedDataParallel(chunk.config, ddp, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)]
     for chunk in wrapped:
-        chunk.broadcast_params()
+        if not in_fp8:
+            chunk.broadcast_params()
         chunk.config.finalize_model_grads_func = finalize_model_grads
         if par.overlap:
             chunk.config.no_sync_func = [c.no_sync for c in wrapped] if par.virtual_pipeline else chunk.no_sync

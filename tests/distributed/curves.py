@@ -71,18 +71,19 @@ def straight(cfg: Config, steps: int = STEPS) -> list[float]:
 
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
     trainer = build(cfg, Path(cfg.phase.start_from))
-    return _told(trainer, steps)
+    return told(trainer, steps)
 
 
-def saved(cfg: Config, steps: int = HALF) -> None:
-    """Make `steps` updates and save."""
+def saved(cfg: Config, steps: int = HALF) -> object:
+    """Make `steps` updates and save; the trainer, which could go on."""
     from megatron_tower.train import build
     from megatron_tower.training import saving
 
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
     trainer = build(cfg, Path(cfg.phase.start_from))
-    _told(trainer, steps)
+    told(trainer, steps)
     saving.save(cfg, trainer.state)
+    return trainer
 
 
 def resumed(cfg: Config) -> list[float]:
@@ -92,10 +93,11 @@ def resumed(cfg: Config) -> list[float]:
 
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
     trainer = build(cfg, checkpoint.latest(cfg.phase_dir))
-    return _told(trainer, trainer.steps - trainer.state.step)
+    return told(trainer, trainer.steps - trainer.state.step)
 
 
-def _told(trainer: object, steps: int) -> list[float]:
+def told(trainer: object, steps: int) -> list[float]:
+    """What TOLD names of the next `steps` updates."""
     names = TOLD[trainer.cfg.phase.name]
     return [values.get(name, 0.0) for values in (trainer.step() for _ in range(steps)) for name in names]
 

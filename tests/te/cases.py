@@ -2,23 +2,34 @@
 
     python -m tests.te.cases FOLDER layers:gemma2 gemma2:tp2_sp gemma2:single:fp8_tensorwise ...
 
-layers:FAMILY checks weights, gradients, answers and checkpoints of one step and the next; `memory` what layers keep of a token. The
-others are of tests/distributed/curves.py, on its LAYOUTS and these: FOLDER/curves/te_CASE.json gets the curve and each kernel's calls.
+layers:FAMILY checks weights, gradients, answers and checkpoints of one step and the next; `memory` what layers keep of a token. Others are
+of tests/distributed/curves.py, on its LAYOUTS and these; goes_on:CASE also saves half-way. Their curve, and how often each kernel ran, are
+FOLDER/curves/te_CASE.json.
 """
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.te import package
 
+SHARED = "parallel.distributed_optimizer=true"
+GATHERED = [SHARED, "precision.fp8_param_gather=true"]
 LAYOUTS = {
     "tp2_sp_mlp": ["parallel=tp2_sp", "parallel.recompute=mlp"],
     "tp2_sp_full": ["parallel=tp2_sp", "parallel.recompute=full"],
-    "dp2_overlap": ["parallel=dp2", "parallel.distributed_optimizer=true", "parallel.overlap=true"],
+    "dp2_overlap": ["parallel=dp2", SHARED, "parallel.overlap=true"],
+    "gathered": GATHERED,
+    "tp2_sp_gathered": ["parallel=tp2_sp", *GATHERED],
+    "pp2_gathered": ["parallel=pp2", *GATHERED],
+    "dp2_gathered": ["parallel=dp2", *GATHERED],
+    "dp2_gathered_overlap": ["parallel=dp2", "parallel.overlap=true", *GATHERED],
 }
 
 
@@ -38,20 +49,55 @@ def main() -> None:
     checks.find_spec = lambda name: True
     kernels.transformer_engine = lambda precision: precision.layers == "te"  # as if this were a card
     curves.LAYOUTS |= LAYOUTS
+    initialize = distributed.initialize
+
+    def anew(*options: object) -> None:
+        FP8GlobalStateManager.reset()  # its state is the process's, and groups of the layout before would be waited for
+        initialize(*options)
+
+    distributed.initialize = anew
+    one_by_one()
     for case in cases:
-        course, _, family = case.partition(":")
+        course, _, rest = case.partition(":")
         if course == "layers":
-            layers(folder, family)
+            layers(folder, rest)
             continue
         if course == "memory":
-            memory()
+            memory(folder)
             continue
         CALLS.clear()
-        FP8GlobalStateManager.reset()  # its state is the process's, and groups of the layout before would be waited for
-        told = {"curve": curves.curve(folder, case, "precision.layers=te"), "calls": dict(CALLS)}
+        if course == "goes_on":
+            curve = goes_on(folder, rest)
+        else:
+            curve = curves.curve(folder, case, "precision.layers=te")
+        told = {"curve": curve, "calls": dict(CALLS)}
         if distributed.is_rank_zero():
             (folder / "curves" / f"te_{case}.json").write_text(json.dumps(told))
     distributed.shutdown()
+
+
+def one_by_one() -> None:
+    """Collectives of the gradient buffer one after another: gloo, which would join them, takes FP8 and bf16 weights for one type."""
+    from megatron.core.distributed import param_and_grad_buffer as buffers
+
+    def alone(collective: Callable) -> Callable:
+        return lambda *tensors, async_op, **options: collective(*tensors, **options)
+
+    done = SimpleNamespace(wait=lambda: None)
+    buffers._coalescing_manager = lambda *_, **__: contextlib.nullcontext(done)
+    buffers.dist_all_gather_func = alone(torch.distributed.all_gather_into_tensor)
+    buffers.dist_reduce_scatter_func = alone(torch.distributed.reduce_scatter_tensor)
+
+
+def goes_on(folder: Path, case: str) -> list[float]:
+    """The curve of a training that saves half-way and goes on."""
+    from tests.distributed import curves
+
+    course, layout, precision = case.split(":")
+    words = [f"precision={precision}", "precision.layers=te", f"run_dir={folder}/run_on_{layout}_{precision}"]
+    cfg = curves.config(folder, course, layout, *words)
+    trainer = curves.saved(cfg)
+    return curves.told(trainer, cfg.phase.train_steps - curves.HALF)
 
 
 def layers(folder: Path, family: str) -> None:
@@ -95,10 +141,14 @@ def layers(folder: Path, family: str) -> None:
         assert resumed == pytest.approx(straight, rel=1e-4) and straight == pytest.approx(courses["torch"][0], rel=1e-4)
 
 
-def memory() -> None:
-    """What the plan says that layers keep of a token is what they keep."""
+def memory(folder: Path) -> None:
+    """What the plan says that layers keep of a token is what they keep; weights take the bytes that it says."""
+    from megatron_tower import plan
     from megatron_tower.command import load
     from megatron_tower.runtime import distributed
+    from megatron_tower.train import build
+    from megatron_tower.training.fp8 import is_fp8
+    from tests.distributed import room
     from tests.unit.kept import NARROW, kept_per_token
 
     cfg = load([])
@@ -114,6 +164,19 @@ def memory() -> None:
                 ]
                 kept, planned = kept_per_token([*NARROW, *words, "precision.layers=te"])
                 assert planned == pytest.approx(kept, rel=0.01), (words, kept, planned)
+    for words in ([], GATHERED):
+        cfg = load(room.words(folder, "gemma2", "precision=fp8_tensorwise", "precision.layers=te", *words))
+        trainer = build(cfg, Path(cfg.phase.start_from))
+        trainer.step()
+        modules = trainer.state.chunks[0].module.modules()
+        held = [weight for module in modules for weight in (*module.parameters(recurse=False), *_cast(module))]
+        parts = [part for weight in held for part in (weight.get_data_tensors() if is_fp8(weight) else [weight])]
+        assert sum(part.nbytes for part in parts) == plan.memory(cfg)[0].weights, words
+
+
+def _cast(linear: torch.nn.Module) -> list:
+    """FP8 copies that one of Transformer Engine's linears keeps of its weight."""
+    return list(getattr(linear, "_fp8_workspaces", {}).values())
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def _per_tensor(x: Tensor, quantizer: object, out: object) -> object:
             dist.all_reduce(amax, dist.ReduceOp.MAX, quantizer.amax_reduction_group)
         scale = _scale(amax.clamp(min=quantizer.amax_epsilon), kind, quantizer.force_pow_2_scales)
     else:
-        quantizer.amax.copy_(quantizer.amax.maximum(amax.view_as(quantizer.amax)))
+        if quantizer.amax.numel():
+            quantizer.amax.copy_(quantizer.amax.maximum(amax.view_as(quantizer.amax)))
         scale = quantizer.scale.reshape(1)
     data = _cast(x, scale, kind)
     transpose = fp8_transpose(data, quantizer.dtype) if quantizer.columnwise_usage else None
@@ -75,7 +76,7 @@ def _per_tensor(x: Tensor, quantizer: object, out: object) -> object:
             out._data.copy_(data)
         out._transpose = transpose if out._transpose is None else out._transpose.copy_(fp8_transpose(data, quantizer.dtype))
         out._transpose_invalid = out._transpose is None
-        out._scale_inv.copy_(1 / scale)
+        out._scale_inv.copy_((1 / scale).view_as(out._scale_inv))
         return out
     parts = {"data": data if quantizer.rowwise_usage else None, "fp8_scale_inv": 1 / scale, "fp8_dtype": quantizer.dtype,
              "data_transpose": transpose, "quantizer": quantizer}  # fmt: skip
@@ -139,6 +140,39 @@ def _scale(amax: Tensor, kind: torch.dtype, power_of_two: bool) -> Tensor:
 def _cast(x: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
     largest = torch.finfo(kind).max
     return (x.float() * scale).clamp(-largest, largest).to(kind).view(torch.uint8)
+
+
+@kernel
+def compute_amax(x: Tensor, amax: Tensor) -> None:
+    assert x.is_contiguous()
+    amax.copy_(x.float().abs().max())
+
+
+@kernel
+def multi_tensor_compute_scale_and_scale_inv(chunk_size, overflow, tensors, largest, power_of_two, epsilon):
+    for amax, scale, inverse in zip(*tensors, strict=True):
+        scale.copy_(_scale(amax.clamp(min=epsilon), {448.0: torch.float8_e4m3fn, 57344.0: torch.float8_e5m2}[largest], power_of_two))
+        inverse.copy_(1 / scale)
+
+
+def _square_blocks(height: int, width: int, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Row and column of the block of each of `count` numbers from `start` on, in a matrix laid out."""
+    places = torch.arange(start, start + count)
+    assert start + count <= height * width
+    return places // width // BLOCK, places % width // BLOCK
+
+
+@kernel
+def fp8_block_scaling_compute_partial_amax(x, amax, height, width, start, block_len):
+    """Of what this rank has of a weight: amax [blocks, blocks, filled up] holds the largest of each block."""
+    row, column = _square_blocks(height, width, start, x.numel())
+    amax.view(-1).scatter_reduce_(0, row * amax.shape[1] + column, x.float().abs().flatten(), "amax")
+
+
+@kernel
+def fp8_block_scaling_partial_cast(x, out, scale, height, width, start, block_len, kind):
+    assert out.is_contiguous() and out.dtype == torch.uint8 and out.shape == x.shape
+    out.copy_(_cast(x, scale[_square_blocks(height, width, start, x.numel())].view_as(x), TORCH[kind]))
 
 
 @kernel
