@@ -43,13 +43,14 @@ from megatron_tower.command import entry_point
 from megatron_tower.config import GENERATORS, STAGES, Config, InputError
 from megatron_tower.data.sources import fingerprint
 from megatron_tower.runtime.job import EVALUATE, supervised
-from megatron_tower.runtime.run_dir import write_text
+from megatron_tower.runtime.run_dir import check_writable, write_text
 
 if TYPE_CHECKING:
     from evaluation.answers import Asker
 
 VERSION = 4  # of tasks and metrics; raised when the same answers would score otherwise
 PROCESSES = 8  # at most, that compute rewards
+COUNTS = ("limit", "text_per_locale", "translations_per_locale", "general", "preference", "verifiable")  # of rows to ask
 HOW = (
     "stage",
     "checkpoint",
@@ -113,6 +114,8 @@ def main(cfg: Config) -> None:
 
     cpu.install()
     plan = check(cfg)
+    if not plan.result():
+        check_writable(plan.output, f"eval.output={plan.output}")
     if cfg.eval.stage != "score":
         if plan.result():
             print(f"{plan.output / 'scores.json'} already holds this model's scores on this data")
@@ -141,6 +144,10 @@ def check(cfg: Config) -> Plan:
             f"eval.bootstrap_samples={asked.bootstrap_samples} and eval.confidence={asked.confidence} make no interval: "
             "give 1 or more, and a share below 1 such as 0.95"
         )
+    sizes = {"batch_size": 1, "max_new_tokens": 1} | dict.fromkeys(COUNTS, 0)
+    for name, least in sizes.items():
+        if getattr(asked, name) < least:
+            raise InputError(f"eval.{name}={getattr(asked, name)} must be {least} or more{'' if least else '; 0 takes all'}")
     if not asked.tasks:
         raise InputError(f"eval.tasks is empty: name some of {', '.join(TASKS)}")
     for name in asked.tasks:

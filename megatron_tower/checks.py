@@ -1,5 +1,6 @@
 """What can't work: contradictions of model, layout, precision and phase that show without touching a device, one sentence each."""
 
+import json
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -10,12 +11,21 @@ from typing import TYPE_CHECKING
 from megatron_tower.plan import memory_problems
 
 if TYPE_CHECKING:
-    from megatron_tower.config import Config, OptimizerConfig, WPOConfig
+    from megatron_tower.config import Config, ModelConfig, OptimizerConfig, WPOConfig
 
 ATTENTION_PACKAGES = {  # back end -> package, least version, command
     "flash2": ("flash-attn", (2, 6), "pip install --no-build-isolation flash-attn==2.8.3"),
     "flash4": ("flash-attn-4", (4, 0), "pip install flash-attn-4==4.0.0b36"),
     "te": ("transformer-engine", (2, 0), "pip install --no-build-isolation 'transformer-engine[pytorch]==2.20.2'"),
+}
+HF_NAMES = {  # ours -> those of config.json, the same in all families
+    "family": "model_type",
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "vocab_size": "vocab_size",
 }
 ATTENTION_BACKENDS = ("auto", "eager", "sdpa", "flex", *ATTENTION_PACKAGES)
 
@@ -47,8 +57,7 @@ def layout_problems(cfg: "Config") -> Iterator[str]:
         yield f"parallel.context={par.context}: attention is not split over a sequence yet, use parallel.context=1"
     if par.sequence_parallel and par.tensor == 1:
         yield "parallel.sequence_parallel needs parallel.tensor of 2 or more"
-    if model.hf_folder and not (Path(model.hf_folder) / "config.json").is_file():
-        yield f"model.hf_folder={model.hf_folder} holds no config.json: give a downloaded Hugging Face model folder"
+    yield from _folder_problems(model)
     yield from _unknown_words(
         ("model.attention_backend", model.attention_backend, ATTENTION_BACKENDS),
         ("model.rope_scaling.rope_type", model.rope_scaling and model.rope_scaling.rope_type, (None, "linear", "llama3")),
@@ -61,6 +70,25 @@ def layout_problems(cfg: "Config") -> Iterator[str]:
     yield from _precision_problems(cfg)
     yield from _attention_problems(cfg)
     yield from _cluster_problems(cfg)
+
+
+def _folder_problems(model: "ModelConfig") -> Iterator[str]:
+    """What the folder's config.json says of its size; the weights are looked at when they are read (models/folder.py)."""
+    if not model.hf_folder:
+        return
+    file = Path(model.hf_folder) / "config.json"
+    if not file.is_file():
+        yield f"model.hf_folder={model.hf_folder} holds no config.json: give a downloaded Hugging Face model folder"
+        return
+    try:
+        stated = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        yield f"model.hf_folder: {file} can't be read ({error}): download it again"
+        return
+    apart = [(name, hf) for name, hf in HF_NAMES.items() if hf in stated and stated[hf] != getattr(model, name)]
+    if apart:
+        told = ", ".join(f"{name}={getattr(model, name)} (config.json: {stated[hf]})" for name, hf in apart)
+        yield f"model={model.name} and model.hf_folder={model.hf_folder} differ: {told}: choose the model config of this folder"
 
 
 def _precision_problems(cfg: "Config") -> Iterator[str]:

@@ -29,7 +29,7 @@ from megatron_tower.runtime import queue
 from megatron_tower.runtime.job import TRAIN, Job
 from megatron_tower.runtime.processes import tail
 from megatron_tower.runtime.queue import Submitted
-from megatron_tower.runtime.run_dir import nearest, write_text
+from megatron_tower.runtime.run_dir import check_writable, write_text
 
 ACTIONS = ("submit", "status", "logs", "cancel")
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -214,9 +214,7 @@ def _refuse_busy(run: Path, records: list[Record]) -> None:
 
 def _refuse_closed(run: Path) -> None:
     """Raise InputError when nothing can be written in `run`, or it asks its jobs to stop."""
-    there = nearest(run)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise InputError(f"run_dir={run} can't be written: {there} is {'read-only' if there.is_dir() else 'no folder'}; choose another")
+    check_writable(run, f"run_dir={run}")
     if (stop := run / "triggers" / "stop").exists():
         raise InputError(f"{stop} is there, at which jobs stop: remove it to go on")
 

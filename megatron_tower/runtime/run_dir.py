@@ -40,7 +40,9 @@ SECRET = ("JWT", "TOKEN", "KEY", "PASSWORD", "SECRET")
 
 
 def check(cfg: Config) -> None:
-    """Raise InputError when the phase directory belongs to another configuration, in one sentence that names the keys."""
+    """Raise InputError when the phase directory can't be written, or belongs to another configuration: a sentence that names the keys."""
+    if not is_finished(cfg.phase_dir):
+        check_writable(cfg.phase_dir, f"run_dir={cfg.run_dir}")
     stored = cfg.phase_dir / "config.yaml"
     if not stored.exists():
         return
@@ -84,6 +86,13 @@ def write_text(path: Path, text: str) -> None:
 def nearest(path: Path) -> Path:
     """The deepest that is there on the way to `path`, which may be itself."""
     return next(there for there in (path.absolute(), *path.absolute().parents) if there.exists())
+
+
+def check_writable(path: Path, word: str) -> None:
+    """Raise InputError, which names the `word` to change, when nothing can be written at `path`."""
+    there = nearest(path)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise InputError(f"{word} can't be written: {there} is {'read-only' if there.is_dir() else 'no folder'}; choose another")
 
 
 def is_full(error: BaseException) -> bool:

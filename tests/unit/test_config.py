@@ -12,6 +12,7 @@ import pytest
 from megatron_tower.command import load
 from megatron_tower.config import CONF, REPOSITORY, Config, InputError, check_phase, difference
 from megatron_tower.recipe import phase_words, steps
+from tools.init_model import link
 
 
 def choices(group: str) -> list[str]:
@@ -139,6 +140,33 @@ def test_phase_that_does_not_fit(words, expected):
     check_phase(load(fits))
     with pytest.raises(InputError, match=expected):
         check_phase(load(fits + words))
+
+
+def test_a_folder_of_another_shape_or_without_a_readable_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2", "num_hidden_layers": 26, "hidden_size": 2304}')
+    with pytest.raises(
+        InputError, match=r"differ: family=gemma2 \(config.json: qwen2\), num_layers=42 \(config.json: 26\), hidden_size=3584"
+    ):
+        load(["model=gemma2_9b", f"model.hf_folder={tmp_path}"])
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(InputError, match=r"config.json can't be read .*: download it again"):
+        load(["model=gemma2_9b", f"model.hf_folder={tmp_path}"])
+
+
+def test_the_base_of_a_run_is_links_and_nothing_is_written_where_they_lead(tmp_path):
+    folder, base = tmp_path / "gemma", tmp_path / "run" / "base"
+    (folder / ".cache").mkdir(parents=True)
+    (folder / "evaluation").mkdir()  # of another run
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text(name)
+    base.parent.mkdir()
+    base.symlink_to(tmp_path / "gone")
+    for _ in range(2):  # the second after a kill
+        link(folder, base)
+    (base / "evaluation").mkdir()
+    assert sorted(path.name for path in base.iterdir()) == [".cache", "config.json", "evaluation", "model.safetensors"]
+    assert (base / "config.json").read_text() == "config.json" and (base / "config.json").is_symlink()
+    assert not list((folder / "evaluation").iterdir())
 
 
 def test_command_line_says_one_sentence_exits_2_and_writes_nothing(tmp_path):
