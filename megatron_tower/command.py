@@ -9,6 +9,7 @@ Imports no torch: submitting is instant.
 import hashlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
@@ -27,7 +28,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from megatron_tower.config import CONF, OBJECTIVES, CausalLMConfig, Config, GRPOConfig, InputError, WPOConfig, check
 
-NODES_FAILED = 3  # exit code
+NODES_FAILED, INTERRUPTED = 3, 128 + signal.SIGINT  # exit codes
 LAUNCHER = "hydra_plugins.megatron_tower.SweepLauncher"  # the name under which runtime/sweep.py registers it
 
 
@@ -118,6 +119,8 @@ def entry_point(main: Callable[[Config], None]) -> Callable[[], None]:
             refuse(error)
         except AssertionError as error:
             refuse(_absent(error, sys.argv[1:]))
+        except KeyboardInterrupt:  # before there is anything to save, or between: who saves at a Ctrl-C answers it itself
+            sys.exit(INTERRUPTED)
 
     return command_line
 
@@ -128,7 +131,7 @@ def _absent(error: AssertionError, words: Sequence[str]) -> InputError:
         raise error
     deep = [word for word in words if word.partition("=")[0].count(".") > 1]
     return InputError(
-        f"{' or '.join(deep)} sets a key of a section that is null here: choose what has it, as in phase=grpo; "
+        f"{' or '.join(deep)} sets a key of a section that is null here: choose what has it, as in phase=grpo or data=debian; "
         "in a recipe set it for one phase, as in \"recipe.overrides.grpo=['phase.rollout.batch_size=8']\""
     )
 
@@ -172,6 +175,8 @@ def _no_key(key: str) -> str:
         return f"{key} is not there yet: write +{key}=... to add it"
     if owners := [name for name, kind in OBJECTIVES.items() if key in dict(_keys(kind, "phase.objective."))]:
         return f"{key} is no key of this objective: use it with {' or '.join(f'phase={name}' for name in owners)}"
+    if key in known:
+        return f"{key} can't be set here"
     near = [name for name in known if name.endswith(f".{key}")]
     if not 1 <= len(near) <= 3:
         near = get_close_matches(key, [name for name in known if name.count(".") == key.count(".")], 1)

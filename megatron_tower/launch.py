@@ -58,6 +58,8 @@ def main() -> None:
     for name in [name for name in os.environ if (name.startswith("SLURM_") and name != "SLURM_CONF") or name in PLACE]:
         del os.environ[name]  # of a job that this was typed in: its place is not that of the jobs to come
     try:
+        if "=" not in (asked.words or ["="])[0]:
+            raise InputError(f"{asked.words[0]} is neither an action nor key=value: use one of {', '.join(ACTIONS)}, then Hydra words")
         if action == "submit":
             submit(asked.words, asked.dry_run)
         else:

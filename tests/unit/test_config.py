@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_tower.command import load
+from megatron_tower import launch
+from megatron_tower.command import entry_point, load
 from megatron_tower.config import CONF, REPOSITORY, Config, InputError, check_phase, difference
 from megatron_tower.recipe import phase_words, steps
 from tools.init_model import link
@@ -180,6 +181,23 @@ def test_command_line_says_one_sentence_exits_2_and_writes_nothing(tmp_path):
         assert run.returncode == 2
         assert run.stderr.startswith("error: ") and len(run.stderr.splitlines()) == 1, run.stderr
         assert not list(tmp_path.iterdir())
+
+
+def test_a_ctrl_c_before_there_is_work_is_no_traceback(monkeypatch, capsys):
+    def interrupted(cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as ended:
+        entry_point(interrupted)()
+    assert ended.value.code == 130 and capsys.readouterr().err == ""
+
+
+def test_launch_names_its_actions(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch", "stat", "recipe=demo"])
+    with pytest.raises(SystemExit) as ended:
+        launch.main()
+    assert ended.value.code == 2 and "stat is neither an action nor key=value: use one of submit, status" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("phase, words", [(phase, words) for phase, bad in BAD_PHASES.items() for words in bad])
