@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from megatron_tower.command import typed
 from megatron_tower.config import REPOSITORY, Config, InputError, difference
@@ -46,7 +47,12 @@ def check(cfg: Config) -> None:
     stored = cfg.phase_dir / "config.yaml"
     if not stored.exists():
         return
-    changed = difference(_relocatable(typed(OmegaConf.load(stored))), _relocatable(cfg), ignore=MAY_CHANGE)
+    try:
+        old = typed(OmegaConf.load(stored))
+    except (InputError, YAMLError, OSError) as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"{stored} can't be read ({told}): bring it back, or choose another run_dir") from error
+    changed = difference(_relocatable(old), _relocatable(cfg), ignore=MAY_CHANGE)
     if changed:
         raise InputError(
             f"{cfg.phase_dir} was made with another configuration ({', '.join(changed)}): go back to it or choose another run_dir"

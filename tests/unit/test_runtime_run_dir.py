@@ -23,6 +23,16 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         run_dir.check(config(tmp_path, "phase.optimizer.lr=0.5", "seed=9"))
 
 
+@pytest.mark.parametrize("text", ["phase: [", "phase: 3", "phase: {colour: red}", ""])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    cfg = config(tmp_path)
+    run_dir.open_phase(cfg, step=0)
+    stored = cfg.phase_dir / "config.yaml"
+    stored.write_text(text)
+    with pytest.raises(InputError, match=rf"^{stored} can't be read \(.*\): bring it back, or choose another run_dir$"):
+        run_dir.check(cfg)
+
+
 def test_a_place_that_can_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(InputError, match=rf"^run_dir={tmp_path}/run can't be written: {tmp_path}/run is no folder; choose another$"):
