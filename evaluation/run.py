@@ -29,8 +29,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from evaluation import neural
 from evaluation.generators import Decoding, Generator
 from evaluation.held_out import Row, read
@@ -43,7 +41,7 @@ from megatron_tower.command import entry_point
 from megatron_tower.config import GENERATORS, STAGES, Config, InputError
 from megatron_tower.data.sources import fingerprint
 from megatron_tower.runtime.job import EVALUATE, supervised
-from megatron_tower.runtime.run_dir import check_writable, write_text
+from megatron_tower.runtime.run_dir import RECORD, check_writable, recorded, write_text
 
 if TYPE_CHECKING:
     from evaluation.answers import Asker
@@ -268,8 +266,8 @@ def identify(cfg: Config) -> Subject:
         raise InputError(
             f"eval.checkpoint={path} is a Megatron checkpoint, and eval.generator={cfg.eval.generator} reads Hugging Face folders"
         )
-    config = found.path.parent.parent / "config.yaml"  # of the phase that trained it; a converted checkpoint has none
-    phase = OmegaConf.load(config).phase.name if config.is_file() else None
+    trained = found.path.parent.parent  # by a phase that left its record there; a converted checkpoint has none
+    phase = recorded(trained).phase.name if (trained / RECORD).is_file() else None
     return Subject(str(path), fingerprint([found.path / "manifest.json"]), phase, found.step)
 
 

@@ -25,7 +25,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from megatron_tower.command import typed
@@ -36,7 +36,7 @@ MAY_CHANGE = (  # a run may move, go on with another layout, save in another way
     *("phase.save_every", "phase.async_save", "phase.keep_last", "phase.keep_every", "phase.export"),
     *("phase.evaluate_every", "phase.evaluate_words"),
 )
-DATA = "data_manifest.json"
+RECORD, DATA = "config.yaml", "data_manifest.json"
 SECRET = ("JWT", "TOKEN", "KEY", "PASSWORD", "SECRET")
 
 
@@ -44,14 +44,13 @@ def check(cfg: Config) -> None:
     """Raise InputError when the phase directory can't be written, or belongs to another configuration: a sentence that names the keys."""
     if not is_finished(cfg.phase_dir):
         check_writable(cfg.phase_dir, f"run_dir={cfg.run_dir}")
-    stored = cfg.phase_dir / "config.yaml"
-    if not stored.exists():
+    if not (cfg.phase_dir / RECORD).exists():
         return
+    stored = recorded(cfg.phase_dir)
     try:
-        old = typed(OmegaConf.load(stored))
-    except (InputError, YAMLError, OSError) as error:
-        told = " ".join(str(error).split())
-        raise InputError(f"{stored} can't be read ({told}): bring it back, or choose another run_dir") from error
+        old = typed(stored)
+    except InputError as error:
+        raise InputError(f"{cfg.phase_dir / RECORD} is of another version ({error}): choose another run_dir") from error
     changed = difference(_relocatable(old), _relocatable(cfg), ignore=MAY_CHANGE)
     if changed:
         raise InputError(
@@ -59,10 +58,22 @@ def check(cfg: Config) -> None:
         )
 
 
+def recorded(phase_dir: Path) -> DictConfig:
+    """The configuration that a phase was trained with, by this version or another. InputError for a damaged file."""
+    path = phase_dir / RECORD
+    try:
+        found = OmegaConf.load(path)
+    except (YAMLError, OSError) as error:
+        raise InputError(f"{path} can't be read ({' '.join(str(error).split())}): bring it back") from error
+    if not OmegaConf.is_dict(found) or not OmegaConf.is_dict(found.get("phase")):
+        raise InputError(f"{path} is no record of a phase: bring it back")
+    return found
+
+
 def open_phase(cfg: Config, step: int) -> None:
     """Make or continue the phase directory at `step` (0: a fresh start): write the configuration, note this start, cut later metrics."""
     cfg.phase_dir.mkdir(parents=True, exist_ok=True)
-    write_text(cfg.phase_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    write_text(cfg.phase_dir / RECORD, OmegaConf.to_yaml(OmegaConf.structured(cfg)))
     environment = cfg.phase_dir / "environment.json"
     starts = json.loads(environment.read_text()) if environment.exists() else []
     write_text(environment, json.dumps([*starts, {"step": step, **_environment()}], indent=1))

@@ -23,13 +23,23 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         run_dir.check(config(tmp_path, "phase.optimizer.lr=0.5", "seed=9"))
 
 
-@pytest.mark.parametrize("text", ["phase: [", "phase: 3", "phase: {colour: red}", ""])
+@pytest.mark.parametrize("text", ["phase: [", "phase: 3", "[]", ""])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     cfg = config(tmp_path)
     run_dir.open_phase(cfg, step=0)
-    stored = cfg.phase_dir / "config.yaml"
-    stored.write_text(text)
-    with pytest.raises(InputError, match=rf"^{stored} can't be read \(.*\): bring it back, or choose another run_dir$"):
+    (cfg.phase_dir / "config.yaml").write_text(text)
+    for read in (lambda: run_dir.check(cfg), lambda: run_dir.recorded(cfg.phase_dir)):
+        with pytest.raises(InputError, match=rf"^{cfg.phase_dir}/config.yaml .*: bring it back$"):
+            read()
+
+
+def test_a_record_of_another_version_is_read_but_not_gone_on_with(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    run_dir.open_phase(cfg, step=0)
+    with (cfg.phase_dir / "config.yaml").open("a") as file:
+        file.write("colour: red\n")
+    assert run_dir.recorded(cfg.phase_dir).phase.name == "cpt"
+    with pytest.raises(InputError, match=r"config\.yaml is of another version \(colour is no key"):
         run_dir.check(cfg)
 
 
