@@ -155,7 +155,9 @@ def _one_line(error: Exception) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name} is unknown: use one of {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override} can't be read: words are key=value, a value with brackets or commas in quotes, as in \"key='a, b'\""
+        return (
+            f"{error.override} can't be read: words are key=value, a value of more than letters, digits and ./_- in quotes, \"key='a=b'\""
+        )
     if found := re.match(r"Could not override '(.+)'", first):
         return _no_key(found[1])
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key:

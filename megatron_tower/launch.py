@@ -14,6 +14,7 @@ Leaves out: a copy of the code (a job runs what the working tree holds when it b
 import argparse
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -210,7 +211,7 @@ def _refuse_busy(run: Path, records: list[Record]) -> None:
     if busy := _busy(records):
         raise InputError(
             f"run_dir={run} has jobs that are queued or running ({len(busy)}, the first is {busy[0].job.id}, {busy[0].title}): "
-            f"wait for them, or python -m megatron_tower.launch cancel run_dir={run}"
+            f"wait for them, or python -m megatron_tower.launch cancel {shlex.quote(f'run_dir={run}')}"
         )
 
 
@@ -262,7 +263,7 @@ def _tell_submitted(run: Path, steps: list[Step], new: dict[str, Record], asked:
             table.add_row(step.title, "done", style="dim")
     console = _console()
     console.print(table)
-    console.print(f"python -m megatron_tower.launch status|logs|cancel run_dir={run}", soft_wrap=True)
+    console.print(f"python -m megatron_tower.launch status|logs|cancel {shlex.quote(f'run_dir={run}')}", soft_wrap=True)
 
 
 def _console() -> Console:

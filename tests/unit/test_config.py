@@ -1,5 +1,6 @@
 """conf/ and its schema: every choice composes, every contradiction is one sentence and exit code 2 with nothing written."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -191,6 +192,13 @@ def test_a_ctrl_c_before_there_is_work_is_no_traceback(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         entry_point(interrupted)()
     assert ended.value.code == 130 and capsys.readouterr().err == ""
+
+
+def test_what_is_printed_can_be_typed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch", "--dry-run", "recipe=demo", f"run_dir={tmp_path}/my run", "recipe.phases=[cpt,sft]"])
+    launch.main()
+    command = shlex.split(capsys.readouterr().out.splitlines()[1])
+    assert command == ["python", "-m", "megatron_tower.recipe", "recipe=demo", f"run_dir={tmp_path}/my run", "recipe.phases=[cpt,sft]"]
 
 
 def test_launch_names_its_actions(monkeypatch, capsys):
