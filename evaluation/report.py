@@ -24,7 +24,7 @@ from evaluation.metrics.bootstrap import Resampling
 from evaluation.systems import LANGUAGES, Cell, Compared, System, better, compare, read
 from megatron_tower.command import refuse
 from megatron_tower.config import InputError
-from megatron_tower.runtime.run_dir import write_text
+from megatron_tower.runtime.run_dir import check_writable, write_text
 
 X = ("wmt24pp/xcomet_xxl", "wmt24pp/xcomet", "wmt24pp/comet22", "wmt24pp/chrf", "translation/chrf")
 Y = ("m_arenahard/win_rate", "ifeval/prompt_strict", "general/accuracy", "verifiable/reward")
@@ -49,6 +49,7 @@ def write(systems: Sequence[System], output: Path, baseline: str | None = None, 
     labels = [system.label for system in systems]
     if baseline is not None and baseline not in labels:
         raise InputError(f"--baseline {baseline} is none of the systems: use one of {', '.join(labels)}")
+    check_writable(output, f"--output {output}")
     chosen = [axis(systems, *both) for both in zip(axes, (X, Y), "xy", strict=True)]
     how = Resampling()
     cells = sorted({cell for system in systems for cell in system.scores if cell[2] in ("all", *LANGUAGES)}, key=order)

@@ -29,8 +29,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from evaluation import neural
 from evaluation.generators import Decoding, Generator
 from evaluation.held_out import Row, read
@@ -43,13 +41,14 @@ from megatron_tower.command import entry_point
 from megatron_tower.config import GENERATORS, STAGES, Config, InputError
 from megatron_tower.data.sources import fingerprint
 from megatron_tower.runtime.job import EVALUATE, supervised
-from megatron_tower.runtime.run_dir import write_text
+from megatron_tower.runtime.run_dir import RECORD, check_writable, recorded, write_text
 
 if TYPE_CHECKING:
     from evaluation.answers import Asker
 
 VERSION = 4  # of tasks and metrics; raised when the same answers would score otherwise
 PROCESSES = 8  # at most, that compute rewards
+COUNTS = ("limit", "text_per_locale", "translations_per_locale", "general", "preference", "verifiable")  # of rows to ask
 HOW = (
     "stage",
     "checkpoint",
@@ -113,6 +112,8 @@ def main(cfg: Config) -> None:
 
     cpu.install()
     plan = check(cfg)
+    if not plan.result():
+        check_writable(plan.output, f"eval.output={plan.output}")
     if cfg.eval.stage != "score":
         if plan.result():
             print(f"{plan.output / 'scores.json'} already holds this model's scores on this data")
@@ -141,6 +142,10 @@ def check(cfg: Config) -> Plan:
             f"eval.bootstrap_samples={asked.bootstrap_samples} and eval.confidence={asked.confidence} make no interval: "
             "give 1 or more, and a share below 1 such as 0.95"
         )
+    sizes = {"batch_size": 1, "max_new_tokens": 1} | dict.fromkeys(COUNTS, 0)
+    for name, least in sizes.items():
+        if getattr(asked, name) < least:
+            raise InputError(f"eval.{name}={getattr(asked, name)} must be {least} or more{'' if least else '; 0 takes all'}")
     if not asked.tasks:
         raise InputError(f"eval.tasks is empty: name some of {', '.join(TASKS)}")
     for name in asked.tasks:
@@ -261,8 +266,8 @@ def identify(cfg: Config) -> Subject:
         raise InputError(
             f"eval.checkpoint={path} is a Megatron checkpoint, and eval.generator={cfg.eval.generator} reads Hugging Face folders"
         )
-    config = found.path.parent.parent / "config.yaml"  # of the phase that trained it; a converted checkpoint has none
-    phase = OmegaConf.load(config).phase.name if config.is_file() else None
+    trained = found.path.parent.parent  # by a phase that left its record there; a converted checkpoint has none
+    phase = recorded(trained).phase.name if (trained / RECORD).is_file() else None
     return Subject(str(path), fingerprint([found.path / "manifest.json"]), phase, found.step)
 
 

@@ -1,20 +1,31 @@
 """What can't work: contradictions of model, layout, precision and phase that show without touching a device, one sentence each."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_tower.plan import memory_problems
 
 if TYPE_CHECKING:
-    from megatron_tower.config import Config, WPOConfig
+    from megatron_tower.config import Config, ModelConfig, OptimizerConfig, WPOConfig
 
 ATTENTION_PACKAGES = {  # back end -> package, least version, command
     "flash2": ("flash-attn", (2, 6), "pip install --no-build-isolation flash-attn==2.8.3"),
     "flash4": ("flash-attn-4", (4, 0), "pip install flash-attn-4==4.0.0b36"),
     "te": ("transformer-engine", (2, 0), "pip install --no-build-isolation 'transformer-engine[pytorch]==2.20.2'"),
+}
+HF_NAMES = {  # ours -> those of config.json, the same in all families
+    "family": "model_type",
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "vocab_size": "vocab_size",
 }
 ATTENTION_BACKENDS = ("auto", "eager", "sdpa", "flex", *ATTENTION_PACKAGES)
 
@@ -42,10 +53,11 @@ def layout_problems(cfg: "Config") -> Iterator[str]:
         )
     if par.virtual_pipeline and par.pipeline == 1:
         yield "parallel.virtual_pipeline needs parallel.pipeline of 2 or more"
+    if par.context > 1:
+        yield f"parallel.context={par.context}: attention is not split over a sequence yet, use parallel.context=1"
     if par.sequence_parallel and par.tensor == 1:
         yield "parallel.sequence_parallel needs parallel.tensor of 2 or more"
-    if model.hf_folder and not (Path(model.hf_folder) / "config.json").is_file():
-        yield f"model.hf_folder={model.hf_folder} holds no config.json: give a downloaded Hugging Face model folder"
+    yield from _folder_problems(model)
     yield from _unknown_words(
         ("model.attention_backend", model.attention_backend, ATTENTION_BACKENDS),
         ("model.rope_scaling.rope_type", model.rope_scaling and model.rope_scaling.rope_type, (None, "linear", "llama3")),
@@ -58,6 +70,25 @@ def layout_problems(cfg: "Config") -> Iterator[str]:
     yield from _precision_problems(cfg)
     yield from _attention_problems(cfg)
     yield from _cluster_problems(cfg)
+
+
+def _folder_problems(model: "ModelConfig") -> Iterator[str]:
+    """What the folder's config.json says of its size; the weights are looked at when they are read (models/folder.py)."""
+    if not model.hf_folder:
+        return
+    file = Path(model.hf_folder) / "config.json"
+    if not file.is_file():
+        yield f"model.hf_folder={model.hf_folder} holds no config.json: give a downloaded Hugging Face model folder"
+        return
+    try:
+        stated = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        yield f"model.hf_folder: {file} can't be read ({error}): download it again"
+        return
+    apart = [(name, hf) for name, hf in HF_NAMES.items() if hf in stated and stated[hf] != getattr(model, name)]
+    if apart:
+        told = ", ".join(f"{name}={getattr(model, name)} (config.json: {stated[hf]})" for name, hf in apart)
+        yield f"model={model.name} and model.hf_folder={model.hf_folder} differ: {told}: choose the model config of this folder"
 
 
 def _precision_problems(cfg: "Config") -> Iterator[str]:
@@ -129,6 +160,8 @@ def _cluster_problems(cfg: "Config") -> Iterator[str]:
         ("cluster.device", cluster.device, ("auto", "cpu", "cuda")),
         ("cluster.container.runtime", cluster.container and cluster.container.runtime, (None, "pyxis", "apptainer")),
     )
+    if cluster.threads_per_rank < 0:
+        yield f"cluster.threads_per_rank={cluster.threads_per_rank} must be 0 or more; 0 divides the cores among the ranks"
     if cluster.ranks_per_node < 1 or cluster.cpus_per_rank < 1:
         yield f"cluster.ranks_per_node={cluster.ranks_per_node} and cpus_per_rank={cluster.cpus_per_rank} must be 1 or more"
     elif cluster.launcher == "slurm":
@@ -157,14 +190,25 @@ def phase_problems(cfg: "Config") -> Iterator[str]:
             f"phase.global_batch_size={phase.global_batch_size} is no multiple of parallel.data={par.data} x "
             f"phase.micro_batch_size={phase.micro_batch_size}: use a multiple of {max(per_step, 1)}"
         )
-    if phase.seq_length % par.context:
-        yield f"phase.seq_length={phase.seq_length} is not divisible by parallel.context={par.context}"
     if par.sequence_parallel and phase.seq_length % par.tensor:
         yield f"phase.seq_length={phase.seq_length} is not divisible by parallel.tensor={par.tensor}, as sequence_parallel needs"
     if phase.seq_length > model.max_position_embeddings:
-        yield f"phase.seq_length={phase.seq_length} exceeds model={model.name}'s context of {model.max_position_embeddings}"
+        yield (
+            f"phase.seq_length={phase.seq_length} exceeds model={model.name}'s context of {model.max_position_embeddings}: "
+            "use that or less, as in phase.seq_length=256"
+        )
     if (phase.train_steps is None) == (phase.epochs is None):
         yield f"phase={phase.name}: give either phase.train_steps or phase.epochs, the other null"
+    yield from _out_of_range(
+        ("seed", cfg.seed, "from 0 to 4294967295", lambda seed: 0 <= seed < 2**32),
+        ("phase.seq_length", phase.seq_length, "2 or more", lambda length: length >= 2),
+        ("phase.train_steps", phase.train_steps, "1 or more", lambda steps: steps >= 1),
+        ("phase.epochs", phase.epochs, "above 0", lambda epochs: epochs > 0),
+        ("phase.log_every", phase.log_every, "1 or more", lambda every: every >= 1),
+    )
+    yield from _optimizer_problems(phase.optimizer)
+    if phase.file and phase.dataset == "documents":
+        yield f"phase.file={phase.file}: phase.dataset=documents learns from the corpora of data.folder, leave phase.file out"
     every = phase.evaluate_every
     if every and not (phase.save_every and phase.keep_every and every % phase.save_every == 0 == every % phase.keep_every):
         yield (
@@ -203,6 +247,26 @@ def phase_problems(cfg: "Config") -> Iterator[str]:
         yield from memory_problems(cfg)
 
 
+def _optimizer_problems(optimizer: "OptimizerConfig") -> Iterator[str]:
+    def share(value: float) -> bool:
+        return 0 <= value <= 1
+
+    def not_negative(value: float) -> bool:
+        return 0 <= value < inf
+
+    for name, says, holds in (
+        ("lr", "above 0", lambda lr: 0 < lr < inf),
+        ("warmup", "from 0 to 1, a fraction of the steps", share),
+        ("min_lr", "from 0 to 1, a fraction of lr", share),
+        ("weight_decay", "0 or more", not_negative),
+        ("beta1", "0 or more and below 1", lambda beta: 0 <= beta < 1),
+        ("beta2", "0 or more and below 1", lambda beta: 0 <= beta < 1),
+        ("epsilon", "above 0", lambda epsilon: 0 < epsilon < inf),
+        ("clip_grad", "0 or more; 0 clips nothing", not_negative),
+    ):
+        yield from _out_of_range((f"phase.optimizer.{name}", getattr(optimizer, name), says, holds))
+
+
 def _wpo_problems(objective: "WPOConfig") -> Iterator[str]:
     if objective.beta <= 0 or objective.clamp <= 0:
         yield f"phase.objective.beta={objective.beta} and clamp={objective.clamp} must be above 0"
@@ -238,6 +302,12 @@ def _grpo_problems(cfg: "Config") -> Iterator[str]:
         yield f"phase.rollout.updates={rollout.updates} must divide phase.train_steps={phase.train_steps}, or the last round is left unused"
     if min(rollout.batch_size, rollout.processes) < 1 or rollout.timeout <= 0 or rollout.refills < 0:
         yield "phase.rollout: batch_size and processes must be 1 or more, timeout above 0, refills 0 or more"
+
+
+def _out_of_range(*numbers: tuple[str, float | None, str, Callable[[float], bool]]) -> Iterator[str]:
+    for key, value, says, holds in numbers:
+        if value is not None and not holds(value):
+            yield f"{key}={value} must be {says}"
 
 
 def _unknown_words(*choices: tuple[str, str | None, tuple[str | None, ...]]) -> Iterator[str]:

@@ -9,23 +9,26 @@ Imports no torch: submitting is instant.
 import hashlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from megatron_tower.config import CONF, OBJECTIVES, CausalLMConfig, Config, GRPOConfig, InputError, WPOConfig, check
 
-NODES_FAILED = 3  # exit code
+NODES_FAILED, INTERRUPTED = 3, 128 + signal.SIGINT  # exit codes
 LAUNCHER = "hydra_plugins.megatron_tower.SweepLauncher"  # the name under which runtime/sweep.py registers it
 
 
@@ -116,6 +119,8 @@ def entry_point(main: Callable[[Config], None]) -> Callable[[], None]:
             refuse(error)
         except AssertionError as error:
             refuse(_absent(error, sys.argv[1:]))
+        except KeyboardInterrupt:  # before there is anything to save, or between: who saves at a Ctrl-C answers it itself
+            sys.exit(INTERRUPTED)
 
     return command_line
 
@@ -126,7 +131,7 @@ def _absent(error: AssertionError, words: Sequence[str]) -> InputError:
         raise error
     deep = [word for word in words if word.partition("=")[0].count(".") > 1]
     return InputError(
-        f"{' or '.join(deep)} sets a key of a section that is null here: choose what has it, as in phase=grpo; "
+        f"{' or '.join(deep)} sets a key of a section that is null here: choose what has it, as in phase=grpo or data=debian; "
         "in a recipe set it for one phase, as in \"recipe.overrides.grpo=['phase.rollout.batch_size=8']\""
     )
 
@@ -140,12 +145,51 @@ def refuse(error: Exception, code: int = 2) -> NoReturn:
 
 
 def _one_line(error: Exception) -> str:
-    """First line of an error's text, the rest being Hydra's and OmegaConf's advice for programmers."""
+    """An error in one sentence: Hydra's and OmegaConf's with the mend that their users need, not the one for programmers."""
     text = str(error).strip()
     if isinstance(error, InputError | NodeError):
         return text
-    cause = str(error.__cause__).strip() if error.__cause__ else ""
-    lines = [line.strip() for line in (text + "\n" + cause).splitlines() if line.strip()]
-    key = next((m.group(1) for line in lines if (m := re.match(r"full_key: (\S+)", line))), None)
-    first = ", ".join(dict.fromkeys(lines[:2] if text.startswith("Could not override") else lines[:1]))
-    return f"{first} (at {key})" if key else first
+    first = text.partition("\n")[0]
+    cause = str(error.__cause__).strip().partition("\n")[0] if error.__cause__ else ""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name} is unknown: use one of {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} can't be read: words are key=value, a value of more than letters, digits and ./_- in quotes, \"key='a=b'\""
+        )
+    if found := re.match(r"Could not override '(.+)'", first):
+        return _no_key(found[1])
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key:
+        return _no_key(error.full_key)
+    if found := re.match(r"Ambiguous value for argument '(.+)'", first):
+        return f"{found[1]} names several values: add -m to try each of them, or give one"
+    if found := re.match(r"Error merging override (.+)", first):
+        return f"{found[1]}: {cause}"
+    key = re.search(r"full_key: (\S+)", text)
+    return f"{first} (at {key[1]})" if key else first
+
+
+def _no_key(key: str) -> str:
+    """What to say of a key that no config of this choice has."""
+    known = dict(_keys(Config, ""))
+    if get_origin(known.get(key.rpartition(".")[0])) is dict:
+        return f"{key} is not there yet: write +{key}=... to add it"
+    if owners := [name for name, kind in OBJECTIVES.items() if key in dict(_keys(kind, "phase.objective."))]:
+        return f"{key} is no key of this objective: use it with {' or '.join(f'phase={name}' for name in owners)}"
+    if key in known:
+        return f"{key} can't be set here"
+    near = [name for name in known if name.endswith(f".{key}")]
+    if not 1 <= len(near) <= 3:
+        near = get_close_matches(key, [name for name in known if name.count(".") == key.count(".")], 1)
+    mend = f"did you mean {' or '.join(near)}?" if near else "all keys stand in megatron_tower/config.py"
+    return f"{key} is no key: {mend}"
+
+
+def _keys(kind: type, path: str) -> Iterator[tuple[str, object]]:
+    """Every key below a dataclass of the schema, with its type."""
+    for name, hint in get_type_hints(kind).items():
+        yield path + name, hint
+        for inner in (hint, *get_args(hint)):
+            if is_dataclass(inner):
+                yield from _keys(inner, f"{path}{name}.")

@@ -14,6 +14,7 @@ Leaves out: a copy of the code (a job runs what the working tree holds when it b
 import argparse
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from megatron_tower.runtime import queue
 from megatron_tower.runtime.job import TRAIN, Job
 from megatron_tower.runtime.processes import tail
 from megatron_tower.runtime.queue import Submitted
-from megatron_tower.runtime.run_dir import nearest, write_text
+from megatron_tower.runtime.run_dir import check_writable, write_text
 
 ACTIONS = ("submit", "status", "logs", "cancel")
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -58,6 +59,8 @@ def main() -> None:
     for name in [name for name in os.environ if (name.startswith("SLURM_") and name != "SLURM_CONF") or name in PLACE]:
         del os.environ[name]  # of a job that this was typed in: its place is not that of the jobs to come
     try:
+        if "=" not in (asked.words or ["="])[0]:
+            raise InputError(f"{asked.words[0]} is neither an action nor key=value: use one of {', '.join(ACTIONS)}, then Hydra words")
         if action == "submit":
             submit(asked.words, asked.dry_run)
         else:
@@ -208,15 +211,13 @@ def _refuse_busy(run: Path, records: list[Record]) -> None:
     if busy := _busy(records):
         raise InputError(
             f"run_dir={run} has jobs that are queued or running ({len(busy)}, the first is {busy[0].job.id}, {busy[0].title}): "
-            f"wait for them, or python -m megatron_tower.launch cancel run_dir={run}"
+            f"wait for them, or python -m megatron_tower.launch cancel {shlex.quote(f'run_dir={run}')}"
         )
 
 
 def _refuse_closed(run: Path) -> None:
     """Raise InputError when nothing can be written in `run`, or it asks its jobs to stop."""
-    there = nearest(run)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise InputError(f"run_dir={run} can't be written: {there} is {'read-only' if there.is_dir() else 'no folder'}; choose another")
+    check_writable(run, f"run_dir={run}")
     if (stop := run / "triggers" / "stop").exists():
         raise InputError(f"{stop} is there, at which jobs stop: remove it to go on")
 
@@ -262,7 +263,7 @@ def _tell_submitted(run: Path, steps: list[Step], new: dict[str, Record], asked:
             table.add_row(step.title, "done", style="dim")
     console = _console()
     console.print(table)
-    console.print(f"python -m megatron_tower.launch status|logs|cancel run_dir={run}", soft_wrap=True)
+    console.print(f"python -m megatron_tower.launch status|logs|cancel {shlex.quote(f'run_dir={run}')}", soft_wrap=True)
 
 
 def _console() -> Console:

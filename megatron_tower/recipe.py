@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_tower.command import entry_point, load, own_words
+from megatron_tower.command import INTERRUPTED, entry_point, load, own_words
 from megatron_tower.config import Config, InputError, check_phase
 from megatron_tower.runtime import processes, run_dir
 from megatron_tower.runtime.job import EVALUATE, TRAIN
@@ -134,13 +134,14 @@ def main(cfg: Config) -> None:
         console.rule(f"[bold]{number}/{len(plan)} {step.title}[/]", align="left")
         console.print(f"$ python {shlex.join(step.command[1:])}", style="dim", soft_wrap=True, markup=False)
         began = time.monotonic()
-        code = step.run()
+        code = processes.exit_code(step.run())
+        if code == INTERRUPTED or (not code and step.leaves and not step.leaves.exists()):
+            console.print(f"{step.title} was interrupted; the same command goes on from there", soft_wrap=True)
+            sys.exit(code or 1)
         if code:
-            console.print(f"{step.title} ended with exit code {code}; mend it and run the same command again: finished steps are kept")
+            told = f"{step.title} ended with exit code {code}; mend it and run the same command again: finished steps are kept"
+            console.print(told, soft_wrap=True)
             sys.exit(code)
-        if step.leaves and not step.leaves.exists():
-            console.print(f"{step.title} was interrupted; the same command goes on from there")
-            sys.exit(1)
         console.print(f"{step.title}: {time.monotonic() - began:.0f} s", style="dim")
     console.rule(f"[bold]done in {(time.monotonic() - start) / 60:.1f} min[/]", align="left")
     console.print(f"report: {Path(cfg.run_dir).resolve() / 'report.html'}", soft_wrap=True)

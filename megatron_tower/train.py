@@ -1,7 +1,7 @@
 """Train one phase.
 
-    python -m megatron_tower.train phase=cpt model=tiny_gemma2 run_dir=runs/mine
-    python -m megatron_tower.train phase=sft model=tiny_gemma2 run_dir=runs/mine parallel=tp2      # starts its two ranks itself
+    python -m megatron_tower.train phase=cpt model=tiny_gemma2 run_dir=runs/mine phase.seq_length=256
+    python -m megatron_tower.train phase=sft model=tiny_gemma2 run_dir=runs/mine phase.seq_length=256 parallel=tp2   # starts its two ranks
 
 The same command goes on where an interrupted run stopped. SIGTERM, SIGUSR2 and Ctrl-C save a checkpoint and end with exit code 0; a phase
 is done when its directory holds finished.json. In a Slurm job the ranks are tasks of one srun (`runtime/job.py`). Leaves out: several

@@ -22,6 +22,7 @@ from megatron_tower.curation.engine import Stage, total
 from megatron_tower.curation.pipeline import KEPT, ROWS, Pipeline
 from megatron_tower.curation.rows import REMOVED, locale_of, sides
 from megatron_tower.data import jsonl, manifest
+from megatron_tower.runtime import cpu
 from megatron_tower.runtime.run_dir import write_text
 
 SAMPLES = 3  # of a locale, from each file
@@ -51,6 +52,7 @@ class Locale:
 
 @entry_point
 def main(cfg: Config) -> None:
+    cpu.install()
     print(f"data: {write(cfg)}")
 
 

@@ -115,6 +115,8 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, help="to rank layouts of; one node's if not given")
     options = parser.parse_intermixed_args()
     try:
+        if options.gpus is not None and options.gpus < 1:
+            raise InputError(f"--gpus {options.gpus} must be 1 or more")
         named = {word.partition("=")[0].partition(".")[0] for word in options.words}
         cfg = load(([] if "precision" in named else ["precision=bf16"]) + options.words)
         if not cfg.cluster.gpu_memory_gib:

@@ -24,6 +24,7 @@ from megatron_tower.data import cldr, corpora, instructions
 from megatron_tower.data import prepare as catalogues
 from megatron_tower.data.pair import Pair, key
 from megatron_tower.data.split import HeldOut, split
+from megatron_tower.runtime.run_dir import check_writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,10 +45,11 @@ def prepare(cfg: Config) -> Path | None:
     if not (asked or index) and catalogues.is_finished(cfg):
         return Path(cfg.data.folder)
     catalogues.check(cfg.data)
-    pipeline = Pipeline(cfg)
-    known = [FETCH, *(stage.name for stage in pipeline.stages)]
+    known = stage_names(cfg.data.curation)
     if unknown := sorted(set(asked) - set(known)):
         raise InputError(f"data.curation.stages: {unknown[0]} is unknown: use some of {', '.join(known)}")
+    check_writable(Path(cfg.data.curation.work), f"data.curation.work={cfg.data.curation.work}")
+    pipeline = Pipeline(cfg)
     for stage in pipeline.stages:
         if not asked or stage.name in asked:
             share(stage, 1 if stage.gpus else cfg.data.curation.workers, index, count, cfg.data.curation.patience)
@@ -55,6 +57,12 @@ def prepare(cfg: Config) -> Path | None:
     if asked or index:
         return None
     return catalogues.prepare(cfg, lambda folder, _: assemble(folder, pipeline))
+
+
+def stage_names(curation: CurationConfig) -> list[str]:
+    """What data.curation.stages may name, known before anything is fetched."""
+    scored = [f"score_{name}" for name in (*curation.document_scores, *curation.pair_scores)]
+    return [FETCH, "filter", "duplicates", *scored, "select", "plan", "tokenize"]
 
 
 def _part(curation: CurationConfig) -> tuple[int, int]:

@@ -47,6 +47,13 @@ class Pipeline:
 
     def __init__(self, cfg: Config) -> None:
         self.cfg, self.data, self.curation = cfg, cfg.data, cfg.data.curation
+        self.filters = {"text": filters("documents", self.curation.documents), "source": filters("pairs", self.curation.pairs)}
+        self.scored = {name: ("text", score) for name, score in self.curation.document_scores.items()}
+        self.scored |= {name: ("source", score) for name, score in self.curation.pair_scores.items()}
+        for name, (_, score) in self.scored.items():
+            scores.check(name, score)
+        self.against = {path: _sha256(path) for path in self.curation.decontaminate}
+        self.evaluation = {path: contamination.texts_of(Path(path), "data.curation.decontaminate") for path in self.against}
         for source in self.curation.sources.values():
             fetch(source, Path(self.data.cache))
         self.files = [
@@ -55,13 +62,6 @@ class Pipeline:
         if not self.files:
             raise InputError(f"data={self.data.name} names no sources: give data.curation.sources some")
         self.names = [f"{corpus}/{one.name}" for corpus, _, one in self.files]
-        self.filters = {"text": filters("documents", self.curation.documents), "source": filters("pairs", self.curation.pairs)}
-        self.scored = {name: ("text", score) for name, score in self.curation.document_scores.items()}
-        self.scored |= {name: ("source", score) for name, score in self.curation.pair_scores.items()}
-        for name, (_, score) in self.scored.items():
-            scores.check(name, score)
-        self.against = {path: _sha256(path) for path in self.curation.decontaminate}
-        self.evaluation = {path: contamination.texts_of(Path(path), "data.curation.decontaminate") for path in self.against}
         self.filter = self._filter_stage()
         self.duplicates = self._stage("duplicates", self._duplicates, [self.filter], list(self.curation.unique_sides), ["all files"])
         self.scores = {name: self._score_stage(name, score) for name, (_, score) in self.scored.items()}

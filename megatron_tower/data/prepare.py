@@ -25,7 +25,7 @@ from megatron_tower.data.locales import LOCALES, locale
 from megatron_tower.data.pair import Pair
 from megatron_tower.data.split import HeldOut, split
 from megatron_tower.data.templates import PARALLEL
-from megatron_tower.runtime.run_dir import is_full
+from megatron_tower.runtime.run_dir import check_writable, is_full
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,6 +49,7 @@ def prepare(cfg: Config, fill: Callable[[Path, Config], dict] | None = None) -> 
     if is_finished(cfg):
         return folder
     check(cfg.data)
+    check_writable(folder.parent, f"data.folder={folder}")
     started = time.monotonic()
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))

@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_tower.config import InputError, ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_tower.config import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_tower.models import kernels, rope
 from megatron_tower.models.decoding import Context, PromptContext
 from megatron_tower.models.families import family_of
@@ -132,8 +132,6 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     """Megatron's view of our configs. InputError for a model that the family does not have, or that no back end can run."""
     family = family_of(model.family)
     family.to_hf(model)
-    if parallel.context > 1:
-        raise InputError(f"parallel.context={parallel.context}: attention is not split over a sequence yet, use parallel.context=1")
     dtype, fused = getattr(torch, precision.params), kernels.transformer_engine(precision)
     return TransformerConfig(
         num_layers=model.num_layers,

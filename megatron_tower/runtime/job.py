@@ -74,6 +74,9 @@ class Job:
 
     def run(self) -> int:
         """Run the ranks and wait; returns the exit code of the job. When the job was requeued, ends this process instead."""
+        if too_small := self.too_small(slurm.cpus()):
+            print(f"error: {too_small}", flush=True)
+            return BAD_INPUT
         logs = self.folder / slurm.job_id()
         logs.mkdir(parents=True, exist_ok=True)
         for left in (REFUSED, FAILED_NODES):  # by the start before this one
@@ -91,6 +94,18 @@ class Job:
             final, why = self._requeue(logs, code)
         print(f"{self.module}: {why}", flush=True)
         return final
+
+    def too_small(self, cpus: list[int]) -> str | None:
+        """Why the ranks can't be started in a job with `cpus` on its nodes, as one that was submitted by hand: srun would only fail."""
+        cluster = self.cluster
+        fitting = sum(count >= self.tasks_per_node * cluster.cpus_per_rank for count in cpus)
+        if not cpus or fitting >= self.nodes or any(word in ("-O", "--overcommit") for word in cluster.srun):
+            return None
+        return (
+            f"{self.module} takes --nodes={self.nodes} --ntasks-per-node={self.tasks_per_node} --cpus-per-task={cluster.cpus_per_rank} "
+            f"(ranks_per_node and cpus_per_rank of cluster={cluster.name}), and this job has {len(cpus)} "
+            f"node{'s' if len(cpus) > 1 else ''} of {' and '.join(map(str, sorted(set(cpus))))} CPUs: submit it with these options"
+        )
 
     def _verdict(self, logs: Path, code: int, over: bool) -> tuple[int | None, str]:
         """(the job's exit code, why), None: it is to start again. `over`: Slurm has ended the job before its time."""

@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -133,7 +134,7 @@ class LocalQueue:
         return "this machine"
 
     def text(self, name: str, job: Job, after: Sequence[str]) -> str:
-        return f"python -m {job.module} {' '.join(job.words)}"
+        return shlex.join(["python", "-m", job.module, *job.words])
 
     def submit(self, name: str, job: Job, after: Sequence[str]) -> Submitted:
         executor = LocalExecutor(job.folder)

@@ -25,7 +25,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from megatron_tower.command import typed
 from megatron_tower.config import REPOSITORY, Config, InputError, difference
@@ -35,26 +36,44 @@ MAY_CHANGE = (  # a run may move, go on with another layout, save in another way
     *("phase.save_every", "phase.async_save", "phase.keep_last", "phase.keep_every", "phase.export"),
     *("phase.evaluate_every", "phase.evaluate_words"),
 )
-DATA = "data_manifest.json"
+RECORD, DATA = "config.yaml", "data_manifest.json"
 SECRET = ("JWT", "TOKEN", "KEY", "PASSWORD", "SECRET")
 
 
 def check(cfg: Config) -> None:
-    """Raise InputError when the phase directory belongs to another configuration, in one sentence that names the keys."""
-    stored = cfg.phase_dir / "config.yaml"
-    if not stored.exists():
+    """Raise InputError when the phase directory can't be written, or belongs to another configuration: a sentence that names the keys."""
+    if not is_finished(cfg.phase_dir):
+        check_writable(cfg.phase_dir, f"run_dir={cfg.run_dir}")
+    if not (cfg.phase_dir / RECORD).exists():
         return
-    changed = difference(_relocatable(typed(OmegaConf.load(stored))), _relocatable(cfg), ignore=MAY_CHANGE)
+    stored = recorded(cfg.phase_dir)
+    try:
+        old = typed(stored)
+    except InputError as error:
+        raise InputError(f"{cfg.phase_dir / RECORD} is of another version ({error}): choose another run_dir") from error
+    changed = difference(_relocatable(old), _relocatable(cfg), ignore=MAY_CHANGE)
     if changed:
         raise InputError(
             f"{cfg.phase_dir} was made with another configuration ({', '.join(changed)}): go back to it or choose another run_dir"
         )
 
 
+def recorded(phase_dir: Path) -> DictConfig:
+    """The configuration that a phase was trained with, by this version or another. InputError for a damaged file."""
+    path = phase_dir / RECORD
+    try:
+        found = OmegaConf.load(path)
+    except (YAMLError, OSError) as error:
+        raise InputError(f"{path} can't be read ({' '.join(str(error).split())}): bring it back") from error
+    if not OmegaConf.is_dict(found) or not OmegaConf.is_dict(found.get("phase")):
+        raise InputError(f"{path} is no record of a phase: bring it back")
+    return found
+
+
 def open_phase(cfg: Config, step: int) -> None:
     """Make or continue the phase directory at `step` (0: a fresh start): write the configuration, note this start, cut later metrics."""
     cfg.phase_dir.mkdir(parents=True, exist_ok=True)
-    write_text(cfg.phase_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    write_text(cfg.phase_dir / RECORD, OmegaConf.to_yaml(OmegaConf.structured(cfg)))
     environment = cfg.phase_dir / "environment.json"
     starts = json.loads(environment.read_text()) if environment.exists() else []
     write_text(environment, json.dumps([*starts, {"step": step, **_environment()}], indent=1))
@@ -84,6 +103,13 @@ def write_text(path: Path, text: str) -> None:
 def nearest(path: Path) -> Path:
     """The deepest that is there on the way to `path`, which may be itself."""
     return next(there for there in (path.absolute(), *path.absolute().parents) if there.exists())
+
+
+def check_writable(path: Path, word: str) -> None:
+    """Raise InputError, which names the `word` to change, when nothing can be written at `path`."""
+    there = nearest(path)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise InputError(f"{word} can't be written: {there} is {'read-only' if there.is_dir() else 'no folder'}; choose another")
 
 
 def is_full(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ Leaves out: submitting (`megatron_tower/launch.py`), what a job does with the an
 """
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -53,6 +54,12 @@ def ask(*command: str) -> str:
 def nodes() -> list[str]:
     """Names of this job's nodes, the one that runs the batch script first."""
     return ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+
+
+def cpus() -> list[int]:
+    """CPUs that this job has on each of its nodes; none where Slurm does not say."""
+    counts = re.findall(r"(\d+)(?:\(x(\d+)\))?(?:,|$)", os.environ.get("SLURM_JOB_CPUS_PER_NODE", ""))  # 72(x2),36
+    return [int(count) for count, nodes in counts for _ in range(int(nodes or 1))]
 
 
 def address(node: str) -> str:

@@ -72,9 +72,9 @@ def stages(last: Checkpoint) -> list[Stage]:
     """The phases that led to a checkpoint, first to last; those whose checkpoints are still there."""
     story: list[Stage] = []
     found: Checkpoint | Path | None = last
-    while isinstance(found, Checkpoint) and (found.path.parent.parent / "config.yaml").is_file():
+    while isinstance(found, Checkpoint) and (found.path.parent.parent / run_dir.RECORD).is_file():
         folder = found.path.parent.parent
-        story.insert(0, Stage(OmegaConf.load(folder / "config.yaml"), found))
+        story.insert(0, Stage(run_dir.recorded(folder), found))
         found = _started_from(story[0])
     return story
 

@@ -340,6 +340,7 @@ def test_scores_decide_who_stays(done: Pipeline, cfg: Config, monkeypatch: pytes
     for stage in scored.stages[:4]:
         run(stage, 2)
     assert [stage.name for stage in scored.stages] == ["filter", "duplicates", "score_edu", "select", "plan", "tokenize"]
+    assert folder.stage_names(scored.curation) == ["fetch", *(stage.name for stage in scored.stages)]
     kept = [len(row["text"]) for row in shards.read(scored.select.folder(0) / ROWS)]
     assert sorted(kept) == lengths[10:] and asked == []
     assert total(scored.select.facts())["removed"]["low_edu"] == {"en": 10}
@@ -360,6 +361,14 @@ def test_settings_of_the_folder_are_asked_before_the_stages(cfg: Config, tmp_pat
     with pytest.raises(InputError, match=r"data.instruction_kinds is empty"):
         folder.prepare(replace(cfg, data=replace(cfg.data, curation=curation, folder=str(tmp_path / "folder"), instruction_kinds=[])))
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_fetched_where_a_word_is_wrong(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_tower.curation.pipeline.fetch", lambda *_: pytest.fail("fetched"))
+    for changed in ({"stages": ["tokenise"]}, {"pairs": {"lenght": {}}}, {"decontaminate": ["missing.jsonl"]}):
+        curation = replace(cfg.data.curation, work=str(tmp_path / "work"), **changed)
+        with pytest.raises(InputError):
+            folder.prepare(replace(cfg, data=replace(cfg.data, curation=curation, folder=str(tmp_path / "folder"))))
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def test_an_endpoint_is_evaluated_and_its_failures_are_counted(words: list[str],
         (["eval.tasks=[]"], r"eval\.tasks is empty: name some of text, "),
         ([f"eval.output={__file__}"], r"eval\.output=.*\.py is a file: name a folder"),
         (["eval.bootstrap_samples=0"], r"eval\.bootstrap_samples=0 and eval\.confidence=0\.95 make no interval"),
+        (["eval.batch_size=0"], r"eval\.batch_size=0 must be 1 or more$"),
+        (["eval.general=-5"], r"eval\.general=-5 must be 0 or more; 0 takes all"),
         (["eval.confidence=95"], r"eval\.confidence=95\.0 make no interval"),
     ],
 )

@@ -71,6 +71,19 @@ def test_a_task_of_an_array_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) 
     assert slurm.handle() == "93_4"
 
 
+def test_a_job_without_room_for_the_ranks_is_refused_with_the_options_that_make_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["cluster=gpu_apptainer", f"run_dir={tmp_path}", "parallel.data=8"]  # two nodes of four ranks, 8 CPUs each
+    job = Job.of(load(words), "megatron_tower.train", words)
+    for told, fits in (("32(x2)", True), ("16,64(x2),8", True), ("32", False), ("64,8", False), ("4(x2)", False)):
+        monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", told)
+        assert (job.too_small(slurm.cpus()) is None) is fits, told
+    assert job.run() == 2 and not list(tmp_path.iterdir())
+    said = capsys.readouterr().out
+    assert "takes --nodes=2 --ntasks-per-node=4 --cpus-per-task=8" in said and "this job has 2 nodes of 4 CPUs" in said
+
+
 def test_excluded_nodes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(slurm, "ask", lambda *command: asked.append(command) or "n[1-2]")

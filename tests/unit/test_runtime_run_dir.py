@@ -23,6 +23,41 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         run_dir.check(config(tmp_path, "phase.optimizer.lr=0.5", "seed=9"))
 
 
+@pytest.mark.parametrize("text", ["phase: [", "phase: 3", "[]", ""])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    cfg = config(tmp_path)
+    run_dir.open_phase(cfg, step=0)
+    (cfg.phase_dir / "config.yaml").write_text(text)
+    for read in (lambda: run_dir.check(cfg), lambda: run_dir.recorded(cfg.phase_dir)):
+        with pytest.raises(InputError, match=rf"^{cfg.phase_dir}/config.yaml .*: bring it back$"):
+            read()
+
+
+def test_a_record_of_another_version_is_read_but_not_gone_on_with(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    run_dir.open_phase(cfg, step=0)
+    with (cfg.phase_dir / "config.yaml").open("a") as file:
+        file.write("colour: red\n")
+    assert run_dir.recorded(cfg.phase_dir).phase.name == "cpt"
+    with pytest.raises(InputError, match=r"config\.yaml is of another version \(colour is no key"):
+        run_dir.check(cfg)
+
+
+def test_a_place_that_can_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(InputError, match=rf"^run_dir={tmp_path}/run can't be written: {tmp_path}/run is no folder; choose another$"):
+        run_dir.check(config(tmp_path))
+    (tmp_path / "run").unlink()
+    finished = run_dir.nearest(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: path != finished)  # as a read-only file system answers, to root too
+    with pytest.raises(InputError, match=f"can't be written: {tmp_path} is read-only"):
+        run_dir.check(config(tmp_path))
+    (tmp_path / "run" / "cpt").mkdir(parents=True)
+    run_dir.finish(tmp_path / "run" / "cpt", 3)
+    finished = tmp_path / "run" / "cpt"
+    run_dir.check(config(tmp_path))  # nothing is left to write
+
+
 def test_run_may_move(tmp_path: Path) -> None:
     run_dir.open_phase(config(tmp_path), step=0)
     (tmp_path / "run").rename(tmp_path / "moved")
