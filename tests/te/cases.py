@@ -7,24 +7,23 @@ of tests/distributed/curves.py, on its LAYOUTS and these; goes_on:CASE also save
 FOLDER/curves/te_CASE.json.
 """
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.te import package
+from tests.te import plugin
 
+WORDS = ["precision.layers=te", "phase.micro_batch_size=4"]  # two micro-batches: weights are cast at the first
 SHARED = "parallel.distributed_optimizer=true"
 GATHERED = [SHARED, "precision.fp8_param_gather=true"]
 LAYOUTS = {
     "tp2_sp_mlp": ["parallel=tp2_sp", "parallel.recompute=mlp"],
     "tp2_sp_full": ["parallel=tp2_sp", "parallel.recompute=full"],
     "dp2_overlap": ["parallel=dp2", SHARED, "parallel.overlap=true"],
+    "dp2_offload": ["parallel=dp2", SHARED, "parallel.offload=0.5"],
     "gathered": GATHERED,
     "tp2_sp_gathered": ["parallel=tp2_sp", *GATHERED],
     "pp2_gathered": ["parallel=pp2", *GATHERED],
@@ -35,28 +34,12 @@ LAYOUTS = {
 
 def main() -> None:
     folder, *cases = Path(sys.argv[1]), *sys.argv[2:]
-    package.use()
-    from megatron_tower.runtime import cpu, distributed
-
-    cpu.install()
-    from transformer_engine.pytorch.quantization import FP8GlobalStateManager
-
-    from megatron_tower import checks
-    from megatron_tower.models import kernels
+    plugin.install()
+    from megatron_tower.runtime import distributed
     from tests.distributed import curves
     from tests.te.kernels import CALLS
 
-    checks.find_spec = lambda name: True
-    kernels.transformer_engine = lambda precision: precision.layers == "te"  # as if this were a card
     curves.LAYOUTS |= LAYOUTS
-    initialize = distributed.initialize
-
-    def anew(*options: object) -> None:
-        FP8GlobalStateManager.reset()  # its state is the process's, and groups of the layout before would be waited for
-        initialize(*options)
-
-    distributed.initialize = anew
-    one_by_one()
     for case in cases:
         course, _, rest = case.partition(":")
         if course == "layers":
@@ -69,24 +52,11 @@ def main() -> None:
         if course == "goes_on":
             curve = goes_on(folder, rest)
         else:
-            curve = curves.curve(folder, case, "precision.layers=te")
+            curve = curves.curve(folder, case, *WORDS)
         told = {"curve": curve, "calls": dict(CALLS)}
         if distributed.is_rank_zero():
             (folder / "curves" / f"te_{case}.json").write_text(json.dumps(told))
     distributed.shutdown()
-
-
-def one_by_one() -> None:
-    """Collectives of the gradient buffer one after another: gloo, which would join them, takes FP8 and bf16 weights for one type."""
-    from megatron.core.distributed import param_and_grad_buffer as buffers
-
-    def alone(collective: Callable) -> Callable:
-        return lambda *tensors, async_op, **options: collective(*tensors, **options)
-
-    done = SimpleNamespace(wait=lambda: None)
-    buffers._coalescing_manager = lambda *_, **__: contextlib.nullcontext(done)
-    buffers.dist_all_gather_func = alone(torch.distributed.all_gather_into_tensor)
-    buffers.dist_reduce_scatter_func = alone(torch.distributed.reduce_scatter_tensor)
 
 
 def goes_on(folder: Path, case: str) -> list[float]:
@@ -94,7 +64,7 @@ def goes_on(folder: Path, case: str) -> list[float]:
     from tests.distributed import curves
 
     course, layout, precision = case.split(":")
-    words = [f"precision={precision}", "precision.layers=te", f"run_dir={folder}/run_on_{layout}_{precision}"]
+    words = [f"precision={precision}", *WORDS, f"run_dir={folder}/run_on_{layout}_{precision}"]
     cfg = curves.config(folder, course, layout, *words)
     trainer = curves.saved(cfg)
     return curves.told(trainer, cfg.phase.train_steps - curves.HALF)
@@ -142,12 +112,13 @@ def layers(folder: Path, family: str) -> None:
 
 
 def memory(folder: Path) -> None:
-    """What the plan says that layers keep of a token is what they keep; weights take the bytes that it says."""
+    """What the plan says that layers keep of a token is what they keep; weights take the bytes that it says, and are not saved in FP8."""
     from megatron_tower import plan
     from megatron_tower.command import load
     from megatron_tower.runtime import distributed
     from megatron_tower.train import build
     from megatron_tower.training.fp8 import is_fp8
+    from megatron_tower.training.state import sharded_state
     from tests.distributed import room
     from tests.unit.kept import NARROW, kept_per_token
 
@@ -172,6 +143,10 @@ def memory(folder: Path) -> None:
         held = [weight for module in modules for weight in (*module.parameters(recurse=False), *_cast(module))]
         parts = [part for weight in held for part in (weight.get_data_tensors() if is_fp8(weight) else [weight])]
         assert sum(part.nbytes for part in parts) == plan.memory(cfg)[0].weights, words
+    saved = sharded_state(trainer.state, loading=False)["model0"]
+    for name, weight in trainer.state.chunks[0].module.named_parameters():
+        if is_fp8(weight):
+            assert torch.equal(saved[name].data, weight.main_param.view(weight.shape).bfloat16()), f"{name} was saved as FP8 rounds it"
 
 
 def _cast(linear: torch.nn.Module) -> list:
