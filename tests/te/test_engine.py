@@ -46,7 +46,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict]:
     for family in FAMILIES:
         room.prepare(folder, family)
     alone = ["memory", *(f"layers:{family}" for family in FAMILIES), *ALONE, "gemma2:single:bf16", "gemma2:recomputed:fp8_delayed"]
-    alone += [f"gemma2:{layout}:fp8_{recipe}" for recipe in RECIPES for layout in ("single", "gathered")] + ["gemma2:gathered-single:fp8_tensorwise"]
+    alone += [f"gemma2:{layout}:fp8_{recipe}" for recipe in RECIPES for layout in ("single", "gathered")]
+    alone.append("gemma2:gathered-single:fp8_tensorwise")
     alone += [case for case, _ in RESUMED if "dp2" not in case]
     two = [*TWO, *FP8_TWO, "gemma2:dp2_offload:bf16", *(case for case, _ in RESUMED if "dp2" in case)]
     for ranks, cases in ((1, alone), (2, two)):
