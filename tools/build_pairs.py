@@ -97,7 +97,7 @@ def build(cfg: Config, plan: Plan) -> None:
     distributed.shutdown()  # the other ranks need not wait for the scores
     if distributed.is_rank_zero():
         counts = Counter(plan.left_out)
-        counts["prompts longer than the context"] = len(plan.items) - len(sampled)
+        counts["prompts without room for an answer"] = len(plan.items) - len(sampled)
         counts["empty or unfinished answers"] = sum(cfg.pairs.samples - len(answers) for answers in sampled.values())
         made = [*_selected(cfg.pairs, plan, sampled, counts), *plan.given]
         _write(plan, made, {what: count for what, count in counts.items() if count})
@@ -114,10 +114,16 @@ def _sample(cfg: Config, items: dict[int, Item]) -> dict[int, list[str]]:
     if tokenizer.chat_template is None:
         raise InputError(f"pairs.checkpoint={wanted.checkpoint} has no chat template: sample from one that was trained on chats")
     encoded = {key: chat.prompt_ids(tokenizer, item["prompt"]) for key, item in items.items()}
+    fitting = {key: ids for key, ids in encoded.items() if len(ids) + wanted.max_new_tokens <= model.max_sequence_length}
+    if items and not fitting:
+        raise InputError(
+            f"pairs.max_new_tokens={wanted.max_new_tokens} leaves room for no prompt in a context of {model.max_sequence_length}: "
+            "use less, for prompt and answer share it"
+        )
     stops = chat.stop_ids(tokenizer)
     found = answers(
         model,
-        {key: ids for key, ids in encoded.items() if len(ids) + wanted.max_new_tokens <= model.max_sequence_length},
+        fitting,
         samples=wanted.samples,
         max_new_tokens=wanted.max_new_tokens,
         stop_ids=stops,

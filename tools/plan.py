@@ -28,6 +28,7 @@ def layouts(cfg: Config, gpus: int) -> list[Config]:
     """The run on each layout of `gpus` ranks that can work and fits, the fastest first. InputError when there is none."""
     fits = [other for degrees in _degrees(gpus) for other in _variants(cfg, degrees)]
     if not fits:
+        check_phase(replace(cfg, cluster=replace(cfg.cluster, gpu_memory_gib=0.0)))  # a fault that is of no layout is told as it is
         raise InputError(
             f"phase={cfg.phase.name} of model={cfg.model.name} fits no layout of {gpus} GPUs of {cfg.cluster.gpu_memory_gib:g} GiB: "
             "give --gpus more, shorten phase.seq_length, or choose phase.global_batch_size as a multiple of more"

@@ -204,6 +204,8 @@ def test_command_line_reports_ranks_and_refuses() -> None:
     assert whole.returncode == 0 and "15,259 steps" in whole.stdout and "a checkpoint has 1,018 GB" in whole.stdout
     none = asked(*real, "--gpus", "1")
     assert none.returncode == 2 and none.stderr.startswith("error: ") and "fits no layout of 1 GPUs" in none.stderr
+    long = asked(*real, "--gpus", "64", "phase.seq_length=1000000")
+    assert long.returncode == 2 and "exceeds model=qwen25_72b's context" in long.stderr
     nothing = asked(*real, "--gpus", "0")
     assert nothing.returncode == 2 and nothing.stderr == "error: --gpus 0 must be 1 or more\n"
     unknown = asked("model=qwen25_72b", "phase=cpt")

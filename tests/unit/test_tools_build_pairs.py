@@ -67,7 +67,12 @@ def test_replicas_build_what_one_rank_builds(words: list[str], tmp_path: Path, l
     assert preferences.read(tmp_path / "replicas.jsonl") == pairs
     assert 3 <= len(pairs) <= PROMPTS and {pair.origin for pair in pairs} == {"off_policy"}
     assert all((pair.chosen_score, pair.rejected_score) == (1.0, 0.0) and pair.chosen.isdigit() for pair in pairs)
-    assert "1 prompts longer than the context" in capsys.readouterr().out
+    assert "1 prompts without room for an answer" in capsys.readouterr().out
+
+
+def test_answers_that_no_prompt_leaves_room_for_are_refused(words: list[str]):
+    with pytest.raises(InputError, match="max_new_tokens=100000 leaves room for no prompt"):
+        build(load([*words, "pairs.max_new_tokens=100000"]))
 
 
 def test_what_has_no_score_is_left_out_and_told(words: list[str], tmp_path: Path, monkeypatch, capsys):
@@ -83,7 +88,7 @@ def test_what_has_no_score_is_left_out_and_told(words: list[str], tmp_path: Path
     assert all(len(text) % 2 == 0 for pair in pairs[:-1] for text in (pair.chosen, pair.rejected))
     told = capsys.readouterr().out
     left_out = facts["left_out"]
-    assert left_out["unchanged post-edits"] == left_out["prompts longer than the context"] == 1
+    assert left_out["unchanged post-edits"] == left_out["prompts without room for an answer"] == 1
     assert 0 < left_out["empty or unfinished answers"] < 6 * PROMPTS
     assert left_out["answers without a score (timeout)"] and left_out["answers without a score (error)"]
     assert all(f"{count} {what}" in told for what, count in left_out.items()) and "error: no" in told
