@@ -18,9 +18,10 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from unittest.mock import MagicMock
 
-FOLDER = Path(__file__).resolve().parents[2] / ".venv" / "transformer_engine"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / ".venv" / "transformer_engine"
 INSTALL = "python tests/te/package.py install"
-ENGINE, ITS_NEEDS = "transformer-engine==2.20.2", ("pydantic", "einops")  # its other needs are CUDA's, or not imported here
+NEEDS = ("pydantic", "einops")  # of Transformer Engine; its others are CUDA's, or not imported here
 TRITON = ("mhc", "pad", "permutation", "grouped_dbias_dscales", "cross_entropy")
 ABSENT = ("onnx_extensions", "triton", *(f"triton.{name}" for name in TRITON))
 CUDA = re.compile(
@@ -74,7 +75,8 @@ def use() -> None:
 
 def install() -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--upgrade", "--target", FOLDER]
-    for words in (["--no-deps", ENGINE], [*ITS_NEEDS]):
+    version = re.search(r"^transformer-engine\S*==(\S+)", (ROOT / "requirements-gpu.txt").read_text(), re.MULTILINE)[1]
+    for words in (["--no-deps", f"transformer-engine=={version}"], NEEDS):
         subprocess.run([*pip, *words], check=True)
 
 
