@@ -42,13 +42,17 @@ WARM = 2  # steps before the clock starts
 
 @dataclass(frozen=True)
 class Case:
-    """A model of conf/model with `layers` of its layers (0: all). ours: (name, Hydra words) of each way of ours; theirs: other sides."""
+    """A model of conf/model with `layers` of its layers (0: all), other than it is in `shape` (Hydra words).
+
+    ours: (name, Hydra words) of each way of ours; theirs: other sides. Each fits a card of 80 GB by the plan (plan.py).
+    """
 
     name: str
     model: str
     ours: tuple[tuple[str, tuple[str, ...]], ...]
     theirs: tuple[str, ...] = ()
     layers: int = 0
+    shape: tuple[str, ...] = ()
     seq_length: int = 4096
     micro_batches: int = 8
 
@@ -77,6 +81,7 @@ class Side:
 
 BF16, TENSORWISE, BLOCKWISE, DELAYED = (f"precision={name}" for name in ("bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"))
 TWO, FOUR, MLP = "phase.micro_batch_size=2", "phase.micro_batch_size=4", "parallel.recompute=mlp"
+KEPT = "precision.fp8_param_gather=true"
 CASES = (
     Case(
         "Gemma-2-2B",
@@ -91,14 +96,20 @@ CASES = (
         ("sdpa", "sdpa, compiled", "megatron-core, bf16", "megatron-core, fp8_tensorwise"),
     ),
     Case(
-        "Qwen2.5-72B, 4 layers",
+        "Qwen2.5-72B, 4 layers, small vocabulary",
         "qwen25_72b",
-        (("bf16", (BF16, TWO)), ("FP8 tensorwise", (TENSORWISE, TWO)), ("FP8 delayed", (DELAYED, TWO))),
+        (
+            ("bf16", (BF16, TWO)),
+            ("FP8 tensorwise", (TENSORWISE, TWO)),
+            ("FP8 tensorwise, weights in FP8", (TENSORWISE, TWO, KEPT)),
+            ("FP8 delayed", (DELAYED, TWO)),
+        ),
         ("megatron-core, bf16", "megatron-core, fp8_tensorwise", "megatron-core, fp8_delayed"),
         layers=4,
+        shape=("model.vocab_size=4096", "model.tie_embeddings=true"),
         micro_batches=1,  # weights are cast again at each step
     ),
-    Case("Gemma-2-9B, 16 layers", "gemma2_9b", (("bf16", (BF16,)), ("bf16, MLP recompute", (BF16, TWO, MLP))), layers=16),
+    Case("Gemma-2-9B, 14 layers", "gemma2_9b", (("bf16", (BF16,)), ("bf16, MLP recompute", (BF16, TWO, MLP))), layers=14),
 )
 
 
@@ -123,7 +134,7 @@ class Documents:
 
 def configure(case: Case, words: tuple[str, ...]) -> Config:
     """A phase of one step's size at a constant learning rate, from random weights."""
-    model = [f"model={case.model}"]
+    model = [f"model={case.model}", *case.shape]
     if case.layers:
         windowed = [layer for layer in load(model).model.window_layers if layer < case.layers]
         model += [f"model.num_layers={case.layers}", f"model.window_layers={str(windowed).replace(' ', '')}"]
