@@ -25,6 +25,7 @@ LAYOUTS = {
     "dp2_overlap": ["parallel=dp2", SHARED, "parallel.overlap=true"],
     "dp2_offload": ["parallel=dp2", SHARED, "parallel.offload=0.5"],
     "gathered": GATHERED,
+    "edges": [*GATHERED, "precision.bf16_layers=1"],
     "tp2_sp_gathered": ["parallel=tp2_sp", *GATHERED],
     "pp2_gathered": ["parallel=pp2", *GATHERED],
     "dp2_gathered": ["parallel=dp2", *GATHERED],

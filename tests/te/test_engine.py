@@ -47,7 +47,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict]:
         room.prepare(folder, family)
     alone = ["memory", *(f"layers:{family}" for family in FAMILIES), *ALONE, "gemma2:single:bf16", "gemma2:recomputed:fp8_delayed"]
     alone += [f"gemma2:{layout}:fp8_{recipe}" for recipe in RECIPES for layout in ("single", "gathered")]
-    alone.append("gemma2:gathered-single:fp8_tensorwise")
+    alone += ["gemma2:gathered-single:fp8_tensorwise", "gemma2:edges:fp8_tensorwise"]
     alone += [case for case, _ in RESUMED if "dp2" not in case]
     two = [*TWO, *FP8_TWO, "gemma2:dp2_offload:bf16", *(case for case, _ in RESUMED if "dp2" in case)]
     for ranks, cases in ((1, alone), (2, two)):
@@ -85,6 +85,12 @@ def test_fp8_follows_bf16(told: Callable, recipe: str):
 def test_weights_kept_in_fp8_learn_what_cast_ones_learn(told: Callable, recipe: str):
     kept, cast = (told(f"gemma2:{layout}:fp8_{recipe}")["curve"] for layout in ("gathered", "single"))
     assert kept == pytest.approx(cast, rel=5e-4)
+
+
+def test_first_and_last_layer_stay_in_bf16(told: Callable):
+    made = told("gemma2:edges:fp8_tensorwise")
+    assert made["curve"] == pytest.approx(told("gemma2:single:bf16")["curve"], rel=0.01)
+    assert made["calls"]["fp8_gemm"] == made["calls"]["generic_gemm"] / 2  # of four layers
 
 
 def test_other_weights_go_on_from_those_kept_in_fp8(told: Callable):
