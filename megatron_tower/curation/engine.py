@@ -175,7 +175,9 @@ def _do(stage: Stage, task: int, tell: connection.Connection) -> None:
     except InputError as error:
         why = str(error)
     except BaseException as error:
-        if is_full(error):
+        if stage.folder(task).is_dir():  # another worker was first, and has cleared away what this one had begun
+            shutil.rmtree(partial, ignore_errors=True)
+        elif is_full(error):
             why = f"the disk of {stage.root} is full: free space and run the same command again"
         elif isinstance(error, OSError):
             why = repr(error)

@@ -57,5 +57,5 @@ def test_an_array_makes_the_shards_of_a_local_run(cluster, pages: Path, monkeypa
         if b"tools.prepare_data" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
             break
-    cluster.until(lambda: not any(stage.missing() for stage in array.stages[:3]), "the array is done")
-    assert content(array.stages[:3]) == content(local.stages[:3])  # a traceback or what the killed task had begun would show
+    cluster.until(lambda: not any(stage.missing() or [*stage.root.glob(".*")] for stage in array.stages[:3]), "all is done and cleared")
+    assert content(array.stages[:3]) == content(local.stages[:3])  # a traceback would show

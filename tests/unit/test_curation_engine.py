@@ -57,6 +57,14 @@ def test_a_killed_worker_takes_its_task_alone(tmp_path: Path, undisturbed: dict[
     assert content(healed) == undisturbed  # what killed workers left is gone, too
 
 
+def test_a_worker_has_not_failed_where_another_was_first(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    """As two of an array are at a task when both have waited long enough; the first clears away what the other has begun."""
+    root = tmp_path / "both"
+    slow = stage(root, lambda task: run(stage(root), 1, [task]) if task == 5 else None)
+    run(slow, workers=2)
+    assert content(slow) == undisturbed
+
+
 def _indexed(folder: Path, data: bytes) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 

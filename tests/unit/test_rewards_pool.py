@@ -40,7 +40,8 @@ def test_a_reward_that_never_returns_is_killed_and_the_others_are_scored(pool: V
     verdicts = pool.score(jobs)
     assert [i for i, v in enumerate(verdicts) if v == Verdict(None, "timeout")] == [3, 20]
     assert all(v == Verdict((i % 10) / 10) for i, v in enumerate(verdicts) if i not in (3, 20))
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", child]]  # nor what it had started
+    started = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", child]]
+    assert not psutil.wait_procs(started, timeout=10)[1]  # what it had started was killed, too
     assert pool.score([(item("length"), "four")]) == [Verdict(0.4)]  # by a replacement
 
 
