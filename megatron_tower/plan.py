@@ -239,15 +239,15 @@ def _rollout(cfg: "Config", stage: int) -> float:
 
 
 def _fp8_weights(cfg: "Config", stage: int) -> float:
-    """FP8 weights of the linears, as they are and transposed, beside those in bf16 or in their place."""
-    if not cfg.precision.fp8:
+    """FP8 weights of the linears, as they are and transposed, beside those in bf16; in their place they take as much as these."""
+    if not cfg.precision.fp8 or cfg.precision.fp8_param_gather:
         return 0
     par, layers = cfg.parallel, cfg.model.num_layers
     per_stage = layers // par.pipeline
     edge = cfg.precision.bf16_layers
     mine = range(stage * per_stage, (stage + 1) * per_stage)
     count = sum(edge <= layer < layers - edge for layer in mine) * matrices(cfg.model) / par.tensor
-    return 0 if cfg.precision.fp8_param_gather else 2 * count
+    return 2 * count
 
 
 def _keeps_reference(cfg: "Config") -> bool:

@@ -36,7 +36,7 @@ def keep_weights(model: Decoder) -> None:
     from transformer_engine.pytorch.constants import FP8FwdTensorIdx
 
     for layer in model.decoder.layers:
-        for linear in _linears(layer):
+        for _, linear in _linears(layer):
             if is_first_last_bf16_layer(model.config, layer.layer_number - 1):
                 continue
             _start(linear, model)
@@ -98,15 +98,15 @@ def _scales(model: Decoder) -> Iterator[tuple[str, str, "DelayedScalingRecipeSta
     """(linear, part, `scale` and `amax_history`), of linears that have not computed yet, too."""
     if not (model.fp8 and model.config.fp8_recipe == "delayed"):
         return
-    for name, module in model.named_modules():
-        if hasattr(module, "fp8_meta"):
-            _start(module, model)
-            for part, key in PARTS.items():
-                yield name, part, module.fp8_meta[key]
+    for name, linear in _linears(model):
+        _start(linear, model)
+        for part, key in PARTS.items():
+            yield name, part, linear.fp8_meta[key]
 
 
-def _linears(module: nn.Module) -> Iterator[nn.Module]:
-    return (part for part in module.modules() if hasattr(part, "fp8_meta"))
+def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Transformer Engine's, by name."""
+    return ((name, part) for name, part in module.named_modules() if hasattr(part, "fp8_meta"))
 
 
 def _start(linear: nn.Module, model: Decoder) -> None:

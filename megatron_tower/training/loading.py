@@ -26,7 +26,7 @@ def load(start: Checkpoint, state: TrainingState) -> None:
     found = gathered({here.rank: checkpoint.problems(start.path, here.rank, here.world_size)})
     checkpoint.refuse(start.path, [problem for rank in sorted(found) for problem in found[rank]])
     places = sharded_state(state, loading=True)
-    if state.optimizer is not None:  # FP8's scales are not in what was trained in another precision so far
+    if any(places.get("scales", ())):  # they are not in what was trained in another precision so far
         held = read_metadata(start.path).state_dict_metadata
         places["scales"] = [{name: p for name, p in scales.items() if p.key in held} for scales in places["scales"]]
     loaded = dist_checkpointing.load(places, str(start.path), validate_access_integrity=False)
