@@ -96,19 +96,29 @@ def _precision_problems(cfg: "Config") -> Iterator[str]:
     here = f"precision={precision.name}"
     if precision.params == "float32" and (precision.fp8 or par.gradients == "bfloat16" or par.offload):
         yield f"{here} keeps weights in float32: fp8, parallel.gradients=bfloat16 and parallel.offload need precision.params=bfloat16"
-    if (precision.fp8 or precision.layers == "te") and not cfg.cluster.container and not find_spec("transformer_engine"):
+    asked = here if precision.fp8 or precision.layers == "te" else "parallel.tensor_overlap=true" if par.tensor_overlap else None
+    if asked and not cfg.cluster.container and not find_spec("transformer_engine"):
         yield (
-            f"{here} needs Transformer Engine, which is not installed: "
-            "pip install -r requirements-gpu.txt on a machine with a GPU, or use precision=bf16"
+            f"{asked} needs Transformer Engine, which is not installed: "
+            f"pip install -r requirements-gpu.txt on a machine with a GPU, or use {'precision=bf16' if asked == here else 'false'}"
         )
     if not 0 <= par.offload <= 1 or (par.offload and not par.distributed_optimizer):
         yield f"parallel.offload={par.offload} is a share of what parallel.distributed_optimizer=true divides: set that, and 0 to 1"
     if par.offload and cfg.cluster.device == "cpu":
         yield f"parallel.offload={par.offload} moves state from a GPU to the host and cluster={cfg.cluster.name} has device=cpu: use 0"
+    if par.tensor_overlap and cfg.cluster.device == "cpu":
+        yield f"parallel.tensor_overlap=true is for ranks on GPUs and cluster={cfg.cluster.name} has device=cpu: use false"
     if precision.fp8_param_gather and not (precision.fp8 and par.distributed_optimizer and not par.offload):
         yield (
             f"{here}: fp8_param_gather=true leaves high precision to the optimizer's weights, shared among data-parallel ranks: "
             "it needs precision.fp8, parallel.distributed_optimizer=true and parallel.offload=0"
+        )
+    if par.tensor_overlap and not (
+        par.sequence_parallel and precision.params == "bfloat16" and precision.layers != "torch" and precision.fp8 != "blockwise"
+    ):
+        yield (
+            f"parallel.tensor_overlap=true with {here}: buffers hold bf16, or FP8 of one scale, of sequence-parallel ranks: it needs "
+            "parallel.sequence_parallel=true, precision.params=bfloat16, precision.layers=auto, and precision.fp8 other than blockwise"
         )
     layers = model.num_layers // par.pipeline
     if not 0 <= precision.bf16_layers <= layers or (precision.bf16_layers and precision.fp8 in (None, "delayed")):
@@ -174,6 +184,11 @@ def _cluster_problems(cfg: "Config") -> Iterator[str]:
             yield (
                 f"parallel={cfg.parallel.name} makes {ranks} ranks and cluster={cluster.name} has {cluster.ranks_per_node} a node: "
                 "change parallel.data so that they fill whole nodes"
+            )
+        if cfg.parallel.tensor_overlap and cfg.parallel.tensor > cluster.ranks_per_node:
+            yield (
+                f"parallel.tensor_overlap=true needs tensor-parallel ranks in one node and cluster={cluster.name} has "
+                f"{cluster.ranks_per_node} a node, not {cfg.parallel.tensor}: use a smaller parallel.tensor"
             )
         if cluster.max_nodes and ranks > cluster.max_nodes * cluster.ranks_per_node:
             yield (

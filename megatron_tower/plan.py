@@ -41,7 +41,7 @@ class Memory:
     update: float  # while the optimizer steps, activations being gone
     rollout: float  # key-value cache and prefill, activations being gone
     host: float
-    overhead: float = OVERHEAD
+    overhead: float  # OVERHEAD, and the buffers of `tensor_overlap`
 
     @property
     def total(self) -> float:
@@ -160,7 +160,22 @@ def _of_stage(cfg: "Config", stage: int) -> Memory:
         update=4 * count / shards * (1 - par.offload) if half else 0,  # fp32 copies of the gradients
         rollout=_rollout(cfg, stage),
         host=(states + 4 * count / shards) * par.offload,  # its gradients too
+        overhead=OVERHEAD + overlap_bytes(cfg),
     )
+
+
+def overlaps_tensor(cfg: "Config") -> bool:
+    """Whether `parallel.tensor_overlap` is asked for and the phase can have it."""
+    return cfg.parallel.tensor_overlap and cfg.phase.micro_batch_tokens is not None
+
+
+def overlap_bytes(cfg: "Config") -> int:
+    """Transformer Engine's user buffers: twelve of tokens x hidden in bf16; in FP8 the eight that gather have a byte a number."""
+    if not overlaps_tensor(cfg):
+        return 0
+    bf16, fp8 = 12 * 2, 8 + 4 * 2
+    each = (fp8 if cfg.precision.fp8 else 0) + (bf16 if not cfg.precision.fp8 or cfg.precision.bf16_layers else 0)
+    return each * micro_batch_tokens(cfg) * cfg.model.hidden_size
 
 
 def in_flight(cfg: "Config", stage: int) -> int:

@@ -2,10 +2,11 @@
 
     predict(cfg).seconds        the slowest pipeline stage x micro-batches, the bubble, the reduction of gradients, the optimizer, rollouts
 
-Each stage's micro-batch is a sum of what can't overlap: matrix products at a share of the measured ceiling, attention at the rate of
-its kernel, what goes through the memory between them, collectives of tensor parallelism. Rows are taken as full, answers as long as
-they may be. Every constant is one line that says where it comes from; docs/plan.md compares the sum with measured rows.
-Leaves out: launches of kernels in training (micro-batches below some 4,096 tokens are slower than this says), checkpoints, rewards.
+Each stage's micro-batch is a sum of what doesn't overlap: matrix products at a share of the measured ceiling, attention at the rate of
+its kernel, what goes through the memory between them, collectives of tensor parallelism (a share of them with `tensor_overlap`). Rows are
+taken as full, answers as long as they may be. Every constant is one line that says where it comes from; docs/plan.md compares the sum with
+measured rows. Leaves out: launches of kernels in training (micro-batches below some 4,096 tokens are slower than this says), checkpoints,
+rewards.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from megatron_tower.plan import (
     matrices,
     micro_batch_tokens,
     micro_batches,
+    overlaps_tensor,
     parameters,
     weights_on,
     widths,
@@ -39,6 +41,7 @@ LOGIT_BYTES = 16  # assumed: bytes moved for each logit beside its matrix produc
 ADAM_BYTES = 38  # counted: fp32 main weight and two moments read and written, gradient read three times and zeroed, weight written
 NVLINK = 360e9  # assumed: 80 % of 450e9 bytes/s each way (data sheet)
 NETWORK = 40e9  # assumed: 80 % of one 400 Gb/s adapter a GPU (data sheet of DGX H100)
+OVERLAPPED = 0.7  # assumed: share of tensor parallelism's collectives that `tensor_overlap` hides
 PCIE = 50e9  # assumed: 80 % of 63e9 bytes/s each way (data sheet, generation 5)
 HOST_ADAM = 25e9  # assumed: bytes/s that one of eight ranks has of a node's memory, ADAM_BYTES a weight
 LAYER_LAUNCH = {True: 0.1e-3, False: 0.3e-3}  # assumed: seconds a layer takes for one new token besides reading; replayed as a graph or not
@@ -144,7 +147,8 @@ def _tensor(cfg: "Config", gpus: int) -> float:
     times = 8 + (2 + (4 if par.recompute == "full" else 2 if par.recompute == "mlp" else 0) if par.sequence_parallel else 0)
     if not par.sequence_parallel and par.recompute != "none":
         times += 4 if par.recompute == "full" else 2
-    return times * size / (NVLINK if par.tensor <= gpus else NETWORK)
+    hidden = OVERLAPPED if overlaps_tensor(cfg) else 0
+    return (1 - hidden) * times * size / (NVLINK if par.tensor <= gpus else NETWORK)
 
 
 def _sends(cfg: "Config", gpus: int) -> float:

@@ -8,6 +8,7 @@ is done when its directory holds finished.json. In a Slurm job the ranks are tas
 phases in a row (`megatron_tower.recipe`), submitting (`megatron_tower.launch`).
 """
 
+import contextlib
 import math
 import shutil
 from pathlib import Path
@@ -44,7 +45,8 @@ def main(cfg: Config) -> None:
         distributed.join(cfg.cluster, (Path(cfg.run_dir).parent, Path(cfg.phase.start_from)))
     start = check_inputs(cfg)
     if not relaunch_if_needed(cfg, TRAIN):
-        train(cfg, start)
+        with run_dir.claimed(cfg.phase_dir) if distributed.is_rank_zero() else contextlib.nullcontext():
+            train(cfg, start)
 
 
 def check_inputs(cfg: Config) -> "Path | Checkpoint":
@@ -127,7 +129,7 @@ def _chunks(cfg: Config) -> list["Decoder"]:
     """This rank's part of the model, weights at random."""
     from megatron_tower.models.build import build_chunks
 
-    return build_chunks(cfg.model, cfg.parallel, cfg.precision)
+    return build_chunks(cfg.model, cfg.parallel, cfg.precision, cfg.phase.micro_batch_tokens)
 
 
 def _weights(cfg: Config, start: "Path | Checkpoint") -> list["Decoder"]:

@@ -1,6 +1,6 @@
 """A decoder on megatron-core's GPTModel, from our configs.
 
-    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision)   # after runtime.distributed.initialize
+    chunks = build_chunks(cfg.model, cfg.parallel, cfg.precision)   # on all ranks, after runtime.distributed.initialize
     load_hf(chunks, cfg.model, folder)
 
 What GPTModel lacks is in `Decoder`: scaled embeddings and the soft-cap on logits (Gemma 2), scaled RoPE (Llama 3), any vocabulary.
@@ -90,13 +90,20 @@ class Decoder(GPTModel):
         return finished(logits, self.final_softcap, self.own_tokens).transpose(0, 1)
 
 
-def build_chunks(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> list[Decoder]:
-    """This rank's part of the model: one chunk, or `virtual_pipeline` chunks."""
+def build_chunks(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, tokens: int | None = None) -> list[Decoder]:
+    """This rank's part of the model: one chunk, or `virtual_pipeline` chunks.
+
+    tokens: of each micro-batch that the model will see; without them there is no `parallel.tensor_overlap`.
+    """
+    overlap = parallel.tensor_overlap and tokens is not None
+    if overlap:
+        kernels.make_buffers(tokens, model.hidden_size, parallel.tensor, precision)
     return [
         build_model(
             model,
             parallel,
             precision,
+            overlap=overlap,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
             vp_stage=stage,
@@ -110,13 +117,17 @@ def build_model(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
     *,
+    overlap: bool = False,
     pre_process: bool = True,
     post_process: bool = True,
     vp_stage: int | None = None,
 ) -> Decoder:
-    """One pipeline stage with random weights, on this rank's device. `pre_process`: it has the embedding; `post_process`: the head."""
+    """One pipeline stage with random weights, on this rank's device. `pre_process`: it has the embedding; `post_process`: the head.
+
+    overlap: linears communicate through the buffers of `kernels.make_buffers`.
+    """
     family = family_of(model.family)
-    config = transformer_config(model, parallel, precision)
+    config = transformer_config(model, parallel, precision, overlap)
     layers = [layer_spec(model, family, fused=config.transformer_impl == "transformer_engine")] * get_num_layers_to_build(config, vp_stage)
     return Decoder(
         config,
@@ -128,7 +139,9 @@ def build_model(
     ).to(device())
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, overlap: bool = False
+) -> TransformerConfig:
     """Megatron's view of our configs. InputError for a model that the family does not have, or that no back end can run."""
     family = family_of(model.family)
     family.to_hf(model)
@@ -164,6 +177,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         sequence_parallel=parallel.sequence_parallel,
+        tp_comm_overlap=overlap,
         cuda_graph_scope=[],
         calculate_per_token_loss=True,  # objectives return sums; the trainer divides once
         use_cpu_initialization=device().type == "cpu",

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from megatron_tower.config import InputError, ModelConfig
+from megatron_tower.data.tokenizer import load as load_tokenizer
 from megatron_tower.models.families import family_of
 from megatron_tower.models.folder import SINGLE, Folder, check_tensors, word
 from megatron_tower.models.mapping import differences, padded
@@ -82,8 +83,6 @@ def save_hf(chunks: list[nn.Module], model: ModelConfig, folder: Path | str, tok
 
 def random_hf(model: ModelConfig, folder: Path | str, tokenizer_folder: Path | str, seed: int) -> None:
     """A folder of random weights: normal with `init_std`, norms that do nothing yet, no biases. Needs no process group."""
-    from transformers import AutoTokenizer
-
     folder = Path(folder)
     _refuse_occupied(folder)
     family = family_of(model.family)
@@ -95,7 +94,7 @@ def random_hf(model: ModelConfig, folder: Path | str, tokenizer_folder: Path | s
             tensors[name] = torch.full(shape, 0.0 if name.endswith("bias") else neutral)
         else:
             tensors[name] = torch.empty(shape).normal_(0.0, model.init_std, generator=generator)
-    _write(folder, model, tensors, AutoTokenizer.from_pretrained(tokenizer_folder))
+    _write(folder, model, tensors, load_tokenizer(Path(tokenizer_folder)))
 
 
 def _share(shape: tuple[int, ...], shard: int | None, group: dist.ProcessGroup) -> dict[str, slice]:

@@ -3,9 +3,9 @@
     rms_norm    y = x / sqrt(mean(x^2) + eps) * (offset + weight)              keeps x and one number a token
     gated       y = act(gate) * up  of one tensor [..., gate | up]             keeps that tensor, not act(gate)
 
-With them come its linears, with the norm before them in the same call (models/layer.py), and its RoPE
-(TransformerConfig.apply_rope_fusion; packed rows too, where megatron-core's own cuts a row at each boundary on the host). Leaves out:
-overlap of tensor-parallel communication, CUDA graphs of training, weights kept in FP8 (docs/benchmarks.md says why). Not run yet on a card.
+With them come its linears, with the norm before them in the same call (models/layer.py), their collectives beside their products
+(`make_buffers`), and its RoPE (TransformerConfig.apply_rope_fusion; packed rows too, where megatron-core's own cuts a row at each boundary
+on the host). Leaves out: CUDA graphs of training (docs/benchmarks.md says why). Not run yet on a card.
 """
 
 from importlib.util import find_spec
@@ -30,6 +30,27 @@ def transformer_engine(precision: PrecisionConfig) -> bool:
     if asked and not found:
         raise InputError(f"precision={precision.name} asks for Transformer Engine, which is not installed: {INSTALL}")
     return found and (asked or (precision.layers == "auto" and precision.params == "bfloat16"))
+
+
+def make_buffers(tokens: int, hidden_size: int, tensor: int, precision: PrecisionConfig) -> None:
+    """Buffers of tokens x hidden size through which hidden states are gathered and scattered piece by piece while a linear multiplies.
+
+    Transformer Engine's user buffers, a dozen for all layers; those that were made before are given up. On all ranks, before layers are
+    built. InputError where layers will not be Transformer Engine's.
+    """
+    if not transformer_engine(precision):
+        raise InputError(
+            "parallel.tensor_overlap=true needs Transformer Engine's layers and PyTorch's are used here: "
+            "pip install -r requirements-gpu.txt on a machine with a GPU, or use false"
+        )
+    from transformer_engine.pytorch.module import base as te  # optional dependency
+
+    modes = [te.UserBufferQuantizationMode.FP8] if precision.fp8 else []
+    if not precision.fp8 or precision.bf16_layers:
+        modes.append(te.UserBufferQuantizationMode.NONE)
+    if te.is_ub_initialized():
+        te.destroy_ub()
+    te.initialize_ub([tokens, hidden_size], tensor, quantization_modes=modes)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool) -> Tensor:

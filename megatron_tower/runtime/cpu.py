@@ -20,6 +20,8 @@ from types import CodeType, FunctionType
 
 import torch
 
+from megatron_tower.command import collect_less
+
 # megatron.core module:function -> upstream lines (0.16.1) that name CUDA.
 SITES = {
     # outputs of collectives, weights, buffers: allocated on the current device
@@ -86,9 +88,15 @@ def install() -> None:
     """Bridge megatron-core to the CPU, once; nothing where CUDA exists."""
     if torch.cuda.is_available():
         return
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # megatron-core's jit_fuser is torch.compile: on a CPU it only costs
+    collect_less()
     for speaker in (r"megatron\.core", r"torch\.distributed"):  # of CUDA settings, optional kernels and their own deprecations
         warnings.filterwarnings("ignore", module=speaker)
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # megatron-core's jit_fuser is torch.compile: on a CPU it only costs
+    compiling, torch.compile = torch.compile, lambda function: function  # which would import torch._dynamo even so
+    try:
+        import_module("megatron.core.jit")
+    finally:
+        torch.compile = compiling
     for sites, word in ((SITES, "cpu"), (RANDOM_SITES, "random")):
         for site in sites:
             function = find(site)

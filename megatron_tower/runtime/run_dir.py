@@ -8,11 +8,14 @@
     logs/ tokenizer/ checkpoints/
     hf/                the last checkpoint as a Hugging Face folder, if `phase.export` asks for it
     finished.json      once the phase is done
+    .lock              held by the process that trains
 
 Leaves out: checkpoints (`training/saving.py`). Only rank 0 writes here.
 """
 
+import contextlib
 import errno
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -22,8 +25,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
@@ -36,7 +41,8 @@ MAY_CHANGE = (  # a run may move, go on with another layout, save in another way
     *("phase.save_every", "phase.async_save", "phase.keep_last", "phase.keep_every", "phase.export"),
     *("phase.evaluate_every", "phase.evaluate_words"),
 )
-RECORD, DATA = "config.yaml", "data_manifest.json"
+RECORD, DATA, LOCK = "config.yaml", "data_manifest.json", ".lock"
+LEASE = 180  # seconds after which a file server has given up the locks of a node that died
 SECRET = ("JWT", "TOKEN", "KEY", "PASSWORD", "SECRET")
 
 
@@ -68,6 +74,40 @@ def recorded(phase_dir: Path) -> DictConfig:
     if not OmegaConf.is_dict(found) or not OmegaConf.is_dict(found.get("phase")):
         raise InputError(f"{path} is no record of a phase: bring it back")
     return found
+
+
+@contextlib.contextmanager
+def claimed(phase_dir: Path) -> Iterator[None]:
+    """Hold the phase directory; it is free again when this process ends, however that happens. InputError when another process has it.
+
+    A Slurm job waits for LEASE first: its node before may have died. Where the file system has no locks, nothing is held.
+    """
+    phase_dir.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + (LEASE if "SLURM_JOB_ID" in os.environ else 0)
+    with (phase_dir / LOCK).open("a+") as file:
+        while not _lock(file):
+            file.seek(0)
+            holder = file.read() or "another process"
+            if time.monotonic() >= deadline:
+                raise InputError(f"{phase_dir} is being trained by {holder}: wait for its end, or choose another run_dir")
+            print(f"{phase_dir} is held by {holder}: waiting", flush=True)
+            time.sleep(LEASE / 12)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {_now()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            if [path.name for path in phase_dir.iterdir()] == [LOCK]:  # refused before anything was written
+                shutil.rmtree(phase_dir)
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)  # others: this file system has no locks
+    return True
 
 
 def open_phase(cfg: Config, step: int) -> None:

@@ -26,6 +26,7 @@ LAYOUTS = {
     "recomputed_selectively": ["parallel.recompute=selective"],
     "tp2": ["parallel=tp2"],
     "tp2_sp": ["parallel=tp2_sp"],
+    "tp2_sp_beside": ["parallel=tp2_sp", "parallel.tensor_overlap=true"],  # on GPUs
     "pp2": ["parallel=pp2"],
     "dp2": ["parallel=dp2"],
     "dp2_distributed": ["parallel=dp2", "parallel.distributed_optimizer=true"],

@@ -3,8 +3,8 @@
     python -m tests.te.cases FOLDER layers:gemma2 gemma2:tp2_sp gemma2:single:fp8_tensorwise ...
 
 layers:FAMILY checks weights, gradients, answers and checkpoints of one step and the next; `memory` what layers keep of a token. Others are
-of tests/distributed/curves.py, on its LAYOUTS and these; goes_on:CASE also saves half-way. Their curve, and how often each kernel ran, are
-FOLDER/curves/te_CASE.json.
+of tests/distributed/curves.py, on its LAYOUTS and these; goes_on:CASE also saves half-way, beside:CASE has
+tensor_overlap. Their curve, and how often each kernel ran, are FOLDER/curves/te_CASE.json.
 """
 
 import json
@@ -27,10 +27,14 @@ LAYOUTS = {
     "gathered": GATHERED,
     "edges": [*GATHERED, "precision.bf16_layers=1"],
     "tp2_sp_gathered": ["parallel=tp2_sp", *GATHERED],
+    "tp2_sp_edges": ["parallel=tp2_sp", "precision.bf16_layers=1", *GATHERED],
     "pp2_gathered": ["parallel=pp2", *GATHERED],
     "dp2_gathered": ["parallel=dp2", *GATHERED],
     "dp2_gathered_overlap": ["parallel=dp2", "parallel.overlap=true", *GATHERED],
 }
+
+
+BESIDE = ("gemma2:tp2_sp:bf16", "gemma2:tp2_sp_mlp:fp8_tensorwise", "gemma2:tp2_sp_full:fp8_delayed", "qwen2:tp2_sp_edges:fp8_tensorwise")
 
 
 def main() -> None:
@@ -50,7 +54,9 @@ def main() -> None:
             memory(folder)
             continue
         CALLS.clear()
-        if course == "goes_on":
+        if course == "beside":
+            curve = beside(folder, rest)
+        elif course == "goes_on":
             curve = goes_on(folder, rest)
         else:
             curve = curves.curve(folder, case, *WORDS)
@@ -69,6 +75,20 @@ def goes_on(folder: Path, case: str) -> list[float]:
     cfg = curves.config(folder, course, layout, *words)
     trainer = curves.saved(cfg)
     return curves.told(trainer, cfg.phase.train_steps - curves.HALF)
+
+
+def beside(folder: Path, case: str) -> list[float]:
+    """The curve with `tensor_overlap`, whose buffers take the bytes that the plan says."""
+    from transformer_engine.pytorch.module import base
+
+    from megatron_tower import plan
+    from tests.distributed import curves
+
+    course, layout, precision = case.split(":")
+    cfg = curves.config(folder, course, layout, f"precision={precision}", *WORDS, "parallel.tensor_overlap=true")
+    curve = curves.straight(cfg)
+    assert sum(buffer.whole.nbytes for buffer in base._ub_communicators.values()) == plan.overlap_bytes(cfg)
+    return curve
 
 
 def layers(folder: Path, family: str) -> None:

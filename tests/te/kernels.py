@@ -2,13 +2,14 @@
 
 As strict about types, shapes and contiguity as the extension, and about which of a tensor's two FP8 copies a product may read. FP8 numbers
 are PyTorch's own; products of them are summed in float32. A column-wise copy is the transpose, scaled by itself where scales are of blocks.
-Leaves out: attention but for RoPE, user buffers, MXFP8, grouped products, LayerNorm: a call of what is not here says its name.
+Leaves out: attention but for RoPE, MXFP8, grouped products, LayerNorm: a call of what is not here says its name.
 """
 
 import enum
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from zlib import crc32
 
@@ -16,6 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from tests.te import user_buffers
 
 CALLS: Counter[str] = Counter()  # how often each kernel ran; products of FP8 numbers are "fp8_gemm"
 BLOCK = 128  # numbers, or numbers x numbers, that share a scale
@@ -196,12 +199,20 @@ def bgrad_quantize(grad: Tensor, quantizer: object) -> tuple[Tensor, object]:
 
 
 @kernel
-def generic_gemm(
-    a, transa, b, transb, out, quantizer, out_dtype, bias, bias_dtype, gelu, gelu_in, grad, workspace, workspace_size, accumulate,
-    split_accumulator, comm_overlap=None, comm_type=None, extra_output=None, bulk_overlap=False, alpha=1.0, beta=None,
-):  # fmt: skip
+def generic_gemm(a, transa, b, transb, *options, comm_overlap=None, comm_type=None, extra_output=None, bulk_overlap=False, **scales):
     """op(b) @ op(a): forward "TN" (weight, x), dgrad "NN" (weight, dy), wgrad "NT" (x, dy); -> out, bias gradient, None, extra output."""
-    assert quantizer is None and comm_overlap is None and not gelu and alpha == 1.0
+    product = partial(_product, a, transa, b, transb, *options, **scales)
+    if comm_overlap is None:
+        return *product(), None, extra_output
+    CALLS[f"{comm_type}{'.bulk' if bulk_overlap else ''}"] += 1
+    return *user_buffers.beside(product, comm_overlap, comm_type, b, extra_output, bulk_overlap), None, extra_output
+
+
+def _product(
+    a, transa, b, transb, out, quantizer, out_dtype, bias, bias_dtype, gelu, gelu_in, grad, workspace, workspace_size, accumulate,
+    split_accumulator, alpha=1.0, beta=None,
+):  # fmt: skip
+    assert quantizer is None and not gelu and alpha == 1.0
     fp8 = [not isinstance(x, Tensor) or hasattr(x, "_quantizer") for x in (a, b)]
     assert fp8[0] == fp8[1], "one factor is in FP8, the other is not"
     CALLS["fp8_gemm"] += fp8[0]
@@ -218,9 +229,9 @@ def generic_gemm(
     made = made.to(TORCH[out_dtype]) if out_dtype is not None else made.to(a.dtype)
     made = made if transb else made.view(*rest, made.shape[-1])
     if out is None:
-        return made, bias_grad, None, extra_output
+        return made, bias_grad
     assert out.is_contiguous() and (out.shape, out.dtype) == (made.shape, made.dtype), (out.shape, out.dtype, made.shape, made.dtype)
-    return out.add_(made) if accumulate else out.copy_(made), bias_grad, None, extra_output
+    return out.add_(made) if accumulate else out.copy_(made), bias_grad
 
 
 def _factor(x: object, rowwise: bool) -> tuple[Tensor, tuple[int, ...]]:
@@ -365,5 +376,9 @@ def extension() -> ModuleType:
     vars(module).update({name: globals()[name] for name in names})
     for name in ("layernorm_fwd", "layernorm_bwd"):  # looked up beside those of RMSNorm, from a copy of this module's names
         setattr(module, name, _absent(name))
+    for part in (user_buffers.CommOverlapHelper, user_buffers.CommOverlap, user_buffers.CommOverlapP2P):
+        setattr(module, part.__name__, part)
+    module.device_supports_multicast, module.ubuf_built_with_mpi = lambda: True, lambda: False
+    module.get_stream_priority_range = lambda: (0, -5)
     module.get_cudnn_version, module.get_num_cublas_streams = lambda: 91400, lambda: math.inf
     return module

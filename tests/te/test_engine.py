@@ -10,6 +10,7 @@ import pytest
 from megatron_tower.config import REPOSITORY
 from tests.distributed import curves, room
 from tests.te import package
+from tests.te.cases import BESIDE
 
 FAMILIES = ("gemma2", "qwen2")
 RECIPES = ("delayed", "tensorwise", "blockwise")
@@ -49,7 +50,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict]:
     alone += [f"gemma2:{layout}:fp8_{recipe}" for recipe in RECIPES for layout in ("single", "gathered")]
     alone += ["gemma2:gathered-single:fp8_tensorwise", "gemma2:edges:fp8_tensorwise"]
     alone += [case for case, _ in RESUMED if "dp2" not in case]
-    two = [*TWO, *FP8_TWO, "gemma2:dp2_offload:bf16", *(case for case, _ in RESUMED if "dp2" in case)]
+    two = [*dict.fromkeys((*TWO, *FP8_TWO, *BESIDE)), *(f"beside:{case}" for case in BESIDE), "gemma2:dp2_offload:bf16"]
+    two += [case for case, _ in RESUMED if "dp2" in case]
     for ranks, cases in ((1, alone), (2, two)):
         assert run_ranks(["tests.te.cases", str(folder), *cases], ranks, threads=1, logs=folder / "logs") == 0
     plain: dict[str, list[float]] = {}
@@ -117,6 +119,18 @@ def test_fp8_recomputed_is_the_same(told: Callable):
 def test_fp8_on_two_ranks(told: Callable, case: str):
     """Ranks that hold a part of a weight scale it by what that part holds, so curves are near each other, not equal."""
     assert told(case)["curve"] == pytest.approx(told(f"gemma2:single:{case.rpartition(':')[2]}")["curve"], rel=0.005)
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_collectives_beside_products_change_nothing(told: Callable, case: str):
+    """Bit for bit. Of each layer, forward: two products gather, two scatter; backward: two gather, two move what another needs each way."""
+    made, plain = told(f"beside:{case}"), told(case)
+    assert made["curve"] == plain["curve"]
+    assert not any(name.startswith("CommOverlap") for name in plain["calls"])
+    gathered, scattered, *bulk = (made["calls"][f"CommOverlapType.{kind}"] for kind in ("AG", "RS", "AG.bulk", "RS.bulk"))
+    layers, micro_batches = 4, 2
+    assert bulk == [2 * layers * micro_batches * curves.STEPS] * 2 and gathered == sum(bulk)
+    assert scattered >= bulk[0] and (scattered == bulk[0]) == ("_full" not in case and "_mlp" not in case)
 
 
 def test_what_a_card_is_to_run_first_runs_here():

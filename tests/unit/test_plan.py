@@ -187,6 +187,8 @@ def test_what_costs_shows() -> None:
     assert room(gradients="bfloat16").gradients == room().gradients / 2
     assert room(offload=0.5).optimizer == room().optimizer / 2 and room(offload=0.5).host > 0
     assert time(offload=0.5).optimizer > 5 * time().optimizer
+    assert time(tensor_overlap=True).collectives == pytest.approx(0.3 * time().collectives)
+    assert room(tensor_overlap=True).overhead - room().overhead == 12 * 2 * 4096 * 8192
     stages = memory(plain)
     assert stages[0].activations > 1.9 * stages[1].activations  # two micro-batches in flight, and one
 

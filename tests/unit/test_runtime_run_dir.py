@@ -1,6 +1,10 @@
 """The phase directory tells one story: one configuration, each step once, no secrets."""
 
+import errno
 import json
+import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,16 +81,17 @@ def test_each_step_once(tmp_path: Path) -> None:
 
 
 def test_environment_of_every_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = secrets.token_hex()  # no word of this file, which git's diff may hold
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setenv("SLURM_JWT", "secret-token")
-    monkeypatch.setenv("WANDB_API_KEY", "secret-key")
+    monkeypatch.setenv("SLURM_JWT", secret)
+    monkeypatch.setenv("WANDB_API_KEY", secret)
     cfg = config(tmp_path)
     for step in (0, 40):
         run_dir.open_phase(cfg, step)
     starts = json.loads((cfg.phase_dir / "environment.json").read_text())
     assert [start["step"] for start in starts] == [0, 40]
     assert starts[1]["slurm"] == {"SLURM_JOB_ID": "77"} and starts[1]["packages"]["torch"] and "commit" in starts[1]["git"]
-    assert not any("secret" in path.read_text() for path in cfg.phase_dir.iterdir() if path.is_file())
+    assert not any(secret in path.read_text() for path in cfg.phase_dir.iterdir() if path.is_file())
 
 
 def test_finished(tmp_path: Path) -> None:
@@ -95,6 +100,50 @@ def test_finished(tmp_path: Path) -> None:
     assert not run_dir.is_finished(cfg.phase_dir)
     run_dir.finish(cfg.phase_dir, step=5)
     assert run_dir.is_finished(cfg.phase_dir)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from megatron_tower.runtime import run_dir
+with run_dir.claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_two_processes_do_not_train_in_one_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "run" / "cpt"
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        says = rf"cpt is being trained by process {other.pid} on .*: wait for its end, or choose another run_dir"
+        with pytest.raises(InputError, match=says), run_dir.claimed(folder):
+            pytest.fail("held twice")
+        monkeypatch.setenv("SLURM_JOB_ID", "7")  # a job waits, and what held the directory dies
+        monkeypatch.setattr(run_dir.time, "sleep", lambda seconds: other.kill() or other.wait())
+        with run_dir.claimed(folder):
+            (folder / "written").touch()
+        assert f"is held by process {other.pid}" in capsys.readouterr().out
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with run_dir.claimed(folder):
+        pass
+
+
+def test_a_directory_that_was_held_for_nothing_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no"), run_dir.claimed(tmp_path / "cpt"):
+        raise InputError("no")
+    assert not (tmp_path / "cpt").exists()
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_dir.fcntl, "lockf", lockf)
+    with run_dir.claimed(tmp_path / "cpt"):
+        (tmp_path / "cpt" / "written").touch()
 
 
 @pytest.mark.parametrize(("word", "package"), [("phase.tensorboard=true", "tensorboard"), ("phase.wandb_project=x", "wandb")])

@@ -135,6 +135,19 @@ def test_offload_without_a_gpu_is_refused(single_rank, folder: Path):
         build_optimizer(wrap(build_chunks(cfg.model, cfg.parallel, BF16), cfg), cfg)
 
 
+@pytest.mark.parametrize("phase, tokens", [("cpt", 128), ("sft", 128), ("wpo", None), ("grpo", None)])
+def test_collectives_are_overlapped_where_every_micro_batch_is_of_one_size(single_rank, folder: Path, phase: str, tokens: int | None):
+    cfg = load(room.words(folder, "gemma2", f"phase={phase}", "phase.seq_length=64", "phase.micro_batch_size=2"))
+    cfg.parallel.tensor_overlap = True
+    assert cfg.phase.micro_batch_tokens == tokens
+    if tokens:
+        with pytest.raises(InputError, match="needs Transformer Engine's layers and PyTorch's are used here"):
+            build_chunks(cfg.model, cfg.parallel, cfg.precision, tokens)
+    else:
+        (decoder,) = build_chunks(cfg.model, cfg.parallel, cfg.precision, tokens)
+        assert not decoder.config.tp_comm_overlap
+
+
 BAD = {
     "precision=fp32 precision.fp8=delayed": "keeps weights in float32",
     "precision=fp32 parallel.gradients=bfloat16": "keeps weights in float32",
@@ -144,6 +157,12 @@ BAD = {
     "precision.layers=torch": "FP8 is Transformer Engine's",
     "precision.layers=fast": "use one of auto, torch, te",
     "precision.bf16_layers=5": "must be 0 to 4",
+    "parallel=tp2_sp precision=fp32 parallel.tensor_overlap=true": "needs parallel.sequence_parallel=true, precision.params=bfloat16",
+    "parallel=tp2 precision=bf16 parallel.tensor_overlap=true": "parallel.sequence_parallel=true",
+    "parallel=tp2_sp precision=fp8_blockwise parallel.tensor_overlap=true": "other than blockwise",
+    "parallel=tp2_sp precision=bf16 precision.layers=torch parallel.tensor_overlap=true": "precision.layers=auto",
+    "parallel=tp2_sp precision=bf16 parallel.tensor_overlap=true cluster.device=cpu": "device=cpu: use false",
+    "parallel=tp2_sp precision=bf16 parallel.tensor_overlap=true cluster.launcher=slurm": "tensor-parallel ranks in one node",
     "precision.fp8_param_gather=true": "needs precision.fp8, parallel.distributed_optimizer=true",
     "precision.fp8_param_gather=true parallel.distributed_optimizer=true parallel.offload=0.5": "parallel.offload=0",
     "precision=bf16 precision.fp8_param_gather=true parallel.distributed_optimizer=true": "needs precision.fp8",
@@ -161,10 +180,10 @@ def test_what_can_not_work_is_met_at_the_door(installed, words: str):
         load([*FP8, *words.split()])
 
 
-@pytest.mark.parametrize("word", ["precision.layers=te", "precision=fp8_blockwise"])
-def test_missing_transformer_engine_is_met_at_the_door(word: str):
+@pytest.mark.parametrize("words", ["precision.layers=te", "precision=fp8_blockwise", "parallel=tp2_sp parallel.tensor_overlap=true"])
+def test_missing_transformer_engine_is_met_at_the_door(words: str):
     with pytest.raises(InputError, match="needs Transformer Engine, which is not installed: pip install"):
-        load(["precision=bf16", word])
+        load(["precision=bf16", *words.split()])
 
 
 @pytest.mark.parametrize("words, expected", [
