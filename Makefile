@@ -1,6 +1,6 @@
 # make demo: the recipe in miniature, from a bare clone to a report.   make test: every test.
 # make slurm: a Slurm of two nodes on this machine, until make slurm-stop.
-# All create .venv first. Another interpreter: make PYTHON=python3.11 demo
+# All create .venv first, with another interpreter by make PYTHON=python3.11 demo; a .venv that is there stays as it is.
 PYTHON ?= python3
 RUN := .venv/bin/python
 

@@ -123,6 +123,7 @@ def entry_point(main: Callable[[Config], None]) -> Callable[[], None]:
     def command_line() -> None:
         collect_less()
         _register()
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # a collective launched before a product runs beside it, not after it
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what can't be composed is raised to us, not printed by Hydra
         try:
             hydra.main(version_base=None, config_path=str(CONF), config_name="config")(run)()

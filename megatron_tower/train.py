@@ -38,15 +38,21 @@ def main(cfg: Config) -> None:
     if supervised(cfg, TRAIN):
         return
     from megatron_tower.runtime import cpu, distributed
-    from megatron_tower.runtime.local import relaunch_if_needed
+    from megatron_tower.runtime.local import is_rank, relaunch_if_needed
 
     cpu.install()
     if distributed.place().world_size > 1:  # first of all, so that a node that is missing or lacks something is named as such
         distributed.join(cfg.cluster, (Path(cfg.run_dir).parent, Path(cfg.phase.start_from)))
-    start = check_inputs(cfg)
-    if not relaunch_if_needed(cfg, TRAIN):
-        with run_dir.claimed(cfg.phase_dir) if distributed.is_rank_zero() else contextlib.nullcontext():
+    with run_dir.claimed(cfg.phase_dir) if distributed.is_rank_zero() else contextlib.nullcontext():
+        distributed.broadcast(None)  # rank 0 may have waited, and what is there now is another's work
+        if run_dir.is_finished(cfg.phase_dir):
+            distributed.shutdown()
+            return
+        start = check_inputs(cfg)
+        if is_rank(cfg):
             train(cfg, start)
+            return
+    relaunch_if_needed(cfg, TRAIN)
 
 
 def check_inputs(cfg: Config) -> "Path | Checkpoint":

@@ -151,7 +151,6 @@ def gathered(own: dict) -> dict:
 
 
 def _choose_device(here: Place, cluster: ClusterConfig) -> None:
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # a collective launched before a product starts before it, and runs beside it
     cuda = torch.cuda.is_available()
     if cluster.device == "cuda" and not cuda:
         raise InputError("cluster.device=cuda, but PyTorch sees no CUDA device here: use cluster.device=auto or a machine with a GPU")

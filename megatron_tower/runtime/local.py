@@ -22,15 +22,20 @@ from megatron_tower.runtime.distributed import place, threads_per_rank
 GRACE = 5.0  # seconds that the other ranks have to end by themselves after one has failed
 
 
+def is_rank(cfg: Config) -> bool:
+    """Whether this process is one of the layout's ranks, not the one that starts them."""
+    return cfg.parallel.world_size == 1 or place().world_size > 1 or "WORLD_SIZE" in os.environ
+
+
 def relaunch_if_needed(cfg: Config, module: str, logs: Path | None = None) -> bool:
     """Run `python -m module` with this command line as `parallel.world_size` local ranks, unless this process is one already.
 
     `logs`: where the ranks but the first write, the phase's own if not given. Returns False when the caller shall do the work itself,
     True when the ranks have done it; ends the process with the code of the first rank that failed.
     """
-    ranks = cfg.parallel.world_size
-    if ranks == 1 or place().world_size > 1 or "WORLD_SIZE" in os.environ:
+    if is_rank(cfg):
         return False
+    ranks = cfg.parallel.world_size
     code = run_ranks([module, *own_words()], ranks, threads_per_rank(cfg.cluster, ranks), logs or cfg.phase_dir / "logs")
     if code:
         sys.exit(code)

@@ -27,8 +27,9 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
@@ -82,32 +83,41 @@ def claimed(phase_dir: Path) -> Iterator[None]:
 
     A Slurm job waits for LEASE first: its node before may have died. Where the file system has no locks, nothing is held.
     """
+    there, lock = nearest(phase_dir), phase_dir / LOCK
     phase_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + (LEASE if "SLURM_JOB_ID" in os.environ else 0)
-    with (phase_dir / LOCK).open("a+") as file:
-        while not _lock(file):
-            file.seek(0)
-            holder = file.read() or "another process"
-            if time.monotonic() >= deadline:
-                raise InputError(f"{phase_dir} is being trained by {holder}: wait for its end, or choose another run_dir")
-            print(f"{phase_dir} is held by {holder}: waiting", flush=True)
-            time.sleep(LEASE / 12)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()} since {_now()}")
-        file.flush()
+    while (file := _locked(lock)) is None:
+        holder = lock.read_text() if lock.exists() else "another process"
+        if time.monotonic() >= deadline:
+            raise InputError(f"{phase_dir} is being trained by {holder}: wait for its end, or choose another run_dir")
+        print(f"{phase_dir} is held by {holder}: waiting", flush=True)
+        time.sleep(LEASE / 12)
+    with file:
+        with contextlib.suppress(OSError):  # a full disk is met by those who need room
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()} since {_now()}".encode())
         try:
             yield
         finally:
-            if [path.name for path in phase_dir.iterdir()] == [LOCK]:  # refused before anything was written
-                shutil.rmtree(phase_dir)
+            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a directory in which something was written
+                for made in takewhile(lambda path: path != there, (phase_dir.absolute(), *phase_dir.absolute().parents)):
+                    made.rmdir()
 
 
-def _lock(file: TextIO) -> bool:
+def _locked(path: Path) -> BinaryIO | None:
+    """The file, locked for this process; None where another has it."""
+    file = path.open("ab", buffering=0)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)  # others: this file system has no locks
-    return True
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # others: this file system has no locks
+            file.close()
+            return None
+    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        return file
+    file.close()  # who had it has just removed it
+    return _locked(path)
 
 
 def open_phase(cfg: Config, step: int) -> None:

@@ -1,10 +1,12 @@
 """A checkpoint is whole or refused, in one sentence and before anything is written or run."""
 
+import errno
 import json
 import pickle
 import shutil
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -123,6 +125,20 @@ def test_command_refuses_another_architecture(
 ) -> None:
     said = refused(copy, folder, monkeypatch, capsys, "phase=sft", "phase.epochs=null", f"phase.start_from={copy}", "model.num_layers=2")
     assert "another architecture (num_layers: 4 -> 2)" in said
+
+
+@pytest.mark.parametrize("layout", ["single", "tp2"])
+def test_command_refuses_a_run_that_another_process_trains(
+    copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, layout: str
+) -> None:
+    monkeypatch.setattr(run_dir.fcntl, "lockf", refuse_the_lock)
+    assert "cpt is being trained by another process: wait for its end" in refused(copy, folder, monkeypatch, capsys, f"parallel={layout}")
+
+
+def refuse_the_lock(file: BinaryIO, how: int) -> None:
+    """As where another process has it: the file is left as it was."""
+    Path(file.name).unlink()
+    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
 
 def test_a_full_disk_ends_a_phase_that_goes_on(copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

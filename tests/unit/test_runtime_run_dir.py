@@ -125,6 +125,7 @@ def test_two_processes_do_not_train_in_one_directory(
         monkeypatch.setattr(run_dir.time, "sleep", lambda seconds: other.kill() or other.wait())
         with run_dir.claimed(folder):
             (folder / "written").touch()
+        assert [path.name for path in folder.iterdir()] == ["written"]
         assert f"is held by process {other.pid}" in capsys.readouterr().out
     monkeypatch.delenv("SLURM_JOB_ID")
     with run_dir.claimed(folder):
@@ -132,9 +133,11 @@ def test_two_processes_do_not_train_in_one_directory(
 
 
 def test_a_directory_that_was_held_for_nothing_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no"), run_dir.claimed(tmp_path / "cpt"):
-        raise InputError("no")
-    assert not (tmp_path / "cpt").exists()
+    for there in (tmp_path, tmp_path / "runs"):
+        there.mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="no"), run_dir.claimed(tmp_path / "runs" / "mine" / "cpt"):
+            raise InputError("no")
+        assert not list(there.iterdir())
 
 
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
