@@ -11,6 +11,7 @@ on the host). Leaves out: CUDA graphs of training (docs/benchmarks.md says why).
 from importlib.util import find_spec
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_tower.config import InputError, PrecisionConfig
@@ -50,7 +51,7 @@ def make_buffers(tokens: int, hidden_size: int, tensor: int, precision: Precisio
         modes.append(te.UserBufferQuantizationMode.NONE)
     if te.is_ub_initialized():
         te.destroy_ub()
-    te.initialize_ub([tokens, hidden_size], tensor, quantization_modes=modes)
+    te.initialize_ub([tokens, hidden_size], tensor, quantization_modes=modes, bootstrap_backend=dist.get_backend())
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool) -> Tensor:

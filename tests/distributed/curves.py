@@ -16,7 +16,7 @@ from megatron_tower.config import Config
 from megatron_tower.runtime import cpu, distributed
 from tests.distributed.room import grpo_words, words, wpo_words
 
-STEPS, HALF = 12, 6
+STEPS, HALF = 8, 4
 RL_STEPS = 8
 TOLD = {"cpt": ["loss"], "sft": ["loss"], "wpo": ["loss", "margin", "weight_mean"], "grpo": ["loss", "kl", "entropy", "reward"]}
 LAYOUTS = {

@@ -34,9 +34,6 @@ LAYOUTS = {
 }
 
 
-BESIDE = ("gemma2:tp2_sp:bf16", "gemma2:tp2_sp_mlp:fp8_tensorwise", "gemma2:tp2_sp_full:fp8_delayed", "qwen2:tp2_sp_edges:fp8_tensorwise")
-
-
 def main() -> None:
     folder, *cases = Path(sys.argv[1]), *sys.argv[2:]
     plugin.install()

@@ -10,7 +10,6 @@ import pytest
 from megatron_tower.config import REPOSITORY
 from tests.distributed import curves, room
 from tests.te import package
-from tests.te.cases import BESIDE
 
 FAMILIES = ("gemma2", "qwen2")
 RECIPES = ("delayed", "tensorwise", "blockwise")
@@ -32,6 +31,12 @@ RESUMED = (  # the course that is gone on with, the straight one
     ("gemma2:dp2_gathered-dp2_gathered:fp8_delayed", "gemma2:dp2_gathered:fp8_delayed"),
     ("goes_on:gemma2:dp2_gathered_overlap:fp8_delayed", "gemma2:dp2_gathered:fp8_delayed"),
     ("gemma2:dp2_offload-dp2_offload:bf16", "gemma2:dp2_offload:bf16"),
+)
+BESIDE = (
+    "gemma2:tp2_sp:bf16",
+    "gemma2:tp2_sp_mlp:fp8_tensorwise",
+    "gemma2:tp2_sp_full:fp8_delayed",
+    "qwen2:tp2_sp_edges:fp8_tensorwise",
 )
 
 pytestmark = pytest.mark.skipif(not package.FOLDER.exists(), reason=f"needs {package.INSTALL}")
