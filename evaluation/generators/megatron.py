@@ -58,8 +58,14 @@ class MegatronGenerator:
         return self.tokenizer.decode(self.prompt([{"role": "user", "content": prompt}]))
 
     def generate(self, chats: Sequence[Chat], decoding: Decoding) -> Iterator[tuple[int, Generation]]:
-        """Answers without special tokens, a few batches at a time, the shortest prompts first."""
+        """Answers without special tokens, a few batches at a time, the shortest prompts first. InputError where one may not fit."""
         prompts = [self.prompt(chat) for chat in chats]
+        longest, context = max(map(len, prompts), default=0), self.model.max_sequence_length
+        if longest + decoding.max_new_tokens > context:
+            raise InputError(
+                f"a prompt has {longest} tokens and its answer may have {decoding.max_new_tokens}, more than the model's context of "
+                f"{context}: lower eval.max_new_tokens, or leave a task that sets its own length out of eval.tasks"
+            )
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         at_once = BATCHES * self.cfg.batch_size * parallel_state.get_data_parallel_world_size()
         for start in range(0, len(order), at_once):

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from evaluation import baselines
+from evaluation.generators import Decoding
 from megatron_tower.config import EvalConfig, InputError, ModelConfig
 from megatron_tower.data import corpora, tokenizer
 from megatron_tower.models.hf import random_hf
@@ -100,6 +101,10 @@ def test_an_item_longer_than_the_context_is_named(folders: dict[str, Path], sing
     generator = cases.opened(folders["gemma2"], "single", chat=True)
     with pytest.raises(InputError, match=r'"one two three.*" and its answer have \d+ tokens, more than the model\'s context of 64'):
         generator.answer_likelihood([*cases.TEXTS[:1], cases.TEXTS[-1]], ["x", "x"])
+    with pytest.raises(
+        InputError, match=r"a prompt has \d+ tokens and its answer may have 60, .* of 64: lower eval.max_new_tokens"
+    ):
+        next(generator.generate([[{"role": "user", "content": "one two three"}]], Decoding(max_new_tokens=60)))
 
 
 def test_every_layout_gives_the_same(folders: dict[str, Path], launch: Callable[..., None], single_rank: None) -> None:
