@@ -101,9 +101,7 @@ def test_an_item_longer_than_the_context_is_named(folders: dict[str, Path], sing
     generator = cases.opened(folders["gemma2"], "single", chat=True)
     with pytest.raises(InputError, match=r'"one two three.*" and its answer have \d+ tokens, more than the model\'s context of 64'):
         generator.answer_likelihood([*cases.TEXTS[:1], cases.TEXTS[-1]], ["x", "x"])
-    with pytest.raises(
-        InputError, match=r"a prompt has \d+ tokens and its answer may have 60, .* of 64: lower eval.max_new_tokens"
-    ):
+    with pytest.raises(InputError, match=r"a prompt has \d+ tokens and its answer may have 60, .* of 64: lower eval.max_new_tokens"):
         next(generator.generate([[{"role": "user", "content": "one two three"}]], Decoding(max_new_tokens=60)))
 
 
