@@ -96,29 +96,19 @@ def _precision_problems(cfg: "Config") -> Iterator[str]:
     here = f"precision={precision.name}"
     if precision.params == "float32" and (precision.fp8 or par.gradients == "bfloat16" or par.offload):
         yield f"{here} keeps weights in float32: fp8, parallel.gradients=bfloat16 and parallel.offload need precision.params=bfloat16"
-    asked = here if precision.fp8 or precision.layers == "te" else "parallel.tensor_overlap=true" if par.tensor_overlap else None
-    if asked and not cfg.cluster.container and not find_spec("transformer_engine"):
+    if (precision.fp8 or precision.layers == "te") and not cfg.cluster.container and not find_spec("transformer_engine"):
         yield (
-            f"{asked} needs Transformer Engine, which is not installed: "
-            f"pip install -r requirements-gpu.txt on a machine with a GPU, or use {'precision=bf16' if asked == here else 'false'}"
+            f"{here} needs Transformer Engine, which is not installed: "
+            "pip install -r requirements-gpu.txt on a machine with a GPU, or use precision=bf16"
         )
     if not 0 <= par.offload <= 1 or (par.offload and not par.distributed_optimizer):
         yield f"parallel.offload={par.offload} is a share of what parallel.distributed_optimizer=true divides: set that, and 0 to 1"
     if par.offload and cfg.cluster.device == "cpu":
         yield f"parallel.offload={par.offload} moves state from a GPU to the host and cluster={cfg.cluster.name} has device=cpu: use 0"
-    if par.tensor_overlap and cfg.cluster.device == "cpu":
-        yield f"parallel.tensor_overlap=true is for ranks on GPUs and cluster={cfg.cluster.name} has device=cpu: use false"
     if precision.fp8_param_gather and not (precision.fp8 and par.distributed_optimizer and not par.offload):
         yield (
             f"{here}: fp8_param_gather=true leaves high precision to the optimizer's weights, shared among data-parallel ranks: "
             "it needs precision.fp8, parallel.distributed_optimizer=true and parallel.offload=0"
-        )
-    if par.tensor_overlap and not (
-        par.sequence_parallel and precision.params == "bfloat16" and precision.layers != "torch" and precision.fp8 != "blockwise"
-    ):
-        yield (
-            f"parallel.tensor_overlap=true with {here}: buffers hold bf16, or FP8 of one scale, of sequence-parallel ranks: it needs "
-            "parallel.sequence_parallel=true, precision.params=bfloat16, precision.layers=auto, and precision.fp8 other than blockwise"
         )
     layers = model.num_layers // par.pipeline
     if not 0 <= precision.bf16_layers <= layers or (precision.bf16_layers and precision.fp8 in (None, "delayed")):
@@ -185,11 +175,6 @@ def _cluster_problems(cfg: "Config") -> Iterator[str]:
                 f"parallel={cfg.parallel.name} makes {ranks} ranks and cluster={cluster.name} has {cluster.ranks_per_node} a node: "
                 "change parallel.data so that they fill whole nodes"
             )
-        if cfg.parallel.tensor_overlap and cfg.parallel.tensor > cluster.ranks_per_node:
-            yield (
-                f"parallel.tensor_overlap=true needs tensor-parallel ranks in one node and cluster={cluster.name} has "
-                f"{cluster.ranks_per_node} a node, not {cfg.parallel.tensor}: use a smaller parallel.tensor"
-            )
         if cluster.max_nodes and ranks > cluster.max_nodes * cluster.ranks_per_node:
             yield (
                 f"parallel={cfg.parallel.name} makes {ranks} ranks and cluster={cluster.name} holds {cluster.max_nodes} nodes x "
@@ -247,6 +232,8 @@ def phase_problems(cfg: "Config") -> Iterator[str]:
         )
     elif cfg.precision.fp8 and (phase.seq_length * phase.micro_batch_size) % (16 * (par.tensor if par.sequence_parallel else 1)):
         yield f"phase.seq_length={phase.seq_length} x micro_batch_size={phase.micro_batch_size}: FP8 takes multiples of 16 tokens a rank"
+    if par.tensor_overlap and phase.fixed_tokens:
+        yield from _overlap_problems(cfg)
     wanted = {"wpo": ("preferences",), "grpo": ("prompts",)}.get(phase.objective.name, ("documents", "chats"))
     if phase.dataset not in wanted:
         yield f"phase.objective.name={phase.objective.name} does not learn from phase.dataset={phase.dataset}: use {' or '.join(wanted)}"
@@ -260,6 +247,28 @@ def phase_problems(cfg: "Config") -> Iterator[str]:
         yield from _grpo_problems(cfg)
     if cfg.cluster.gpu_memory_gib:
         yield from memory_problems(cfg)
+
+
+def _overlap_problems(cfg: "Config") -> Iterator[str]:
+    par, precision, cluster = cfg.parallel, cfg.precision, cfg.cluster
+    here = "parallel.tensor_overlap=true"
+    if not par.sequence_parallel or precision.params != "bfloat16" or precision.layers == "torch" or precision.fp8 == "blockwise":
+        yield (
+            f"{here}: buffers hold bf16, or FP8 of one scale, of sequence-parallel ranks: it needs parallel.sequence_parallel=true, "
+            f"precision.params=bfloat16, and other than precision.layers=torch and precision.fp8=blockwise"
+        )
+    if cluster.device == "cpu":
+        yield f"{here} is for ranks on GPUs and cluster={cluster.name} has device=cpu: use false"
+    elif not cluster.container and not find_spec("transformer_engine"):
+        yield (
+            f"{here} needs Transformer Engine, which is not installed: pip install -r requirements-gpu.txt on a machine with a GPU, "
+            "or use false"
+        )
+    if cluster.launcher == "slurm" and cluster.ranks_per_node % par.tensor:
+        yield (
+            f"{here} needs tensor-parallel ranks in one node and parallel.tensor={par.tensor} does not divide the "
+            f"{cluster.ranks_per_node} that cluster={cluster.name} has: use a parallel.tensor that does, or false"
+        )
 
 
 def _optimizer_problems(optimizer: "OptimizerConfig") -> Iterator[str]:

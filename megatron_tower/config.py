@@ -164,7 +164,7 @@ class PhaseConfig:
     wandb_project: str | None = None
 
     @property
-    def micro_batch_tokens(self) -> int | None:
+    def fixed_tokens(self) -> int | None:
         """Tokens of each micro-batch; None where rows are of any length: pairs and answers."""
         return self.seq_length * self.micro_batch_size if self.dataset in ("documents", "chats") else None
 
@@ -185,7 +185,7 @@ class ParallelConfig:
     gradients: str = "float32"  # float32 | bfloat16: accumulated and reduced in; bfloat16 halves memory and traffic, sums lose digits
     offload: float = 0.0  # share of main weights and moments in host memory: 12 bytes a weight less on the GPU, Adam there is slower
     overlap: bool = False  # reduce gradients and gather weights beside the computation; costs kernels that share the GPU
-    tensor_overlap: bool = False  # CPT, SFT: collectives of tensor parallelism beside products; costs at most 24 x tokens x hidden bytes
+    tensor_overlap: bool = False  # CPT, SFT: collectives of tensor parallelism beside products; costs 16 to 40 x tokens x hidden bytes
 
     @property
     def world_size(self) -> int:

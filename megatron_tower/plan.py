@@ -166,7 +166,7 @@ def _of_stage(cfg: "Config", stage: int) -> Memory:
 
 def overlaps_tensor(cfg: "Config") -> bool:
     """Whether `parallel.tensor_overlap` is asked for and the phase can have it."""
-    return cfg.parallel.tensor_overlap and cfg.phase.micro_batch_tokens is not None
+    return cfg.parallel.tensor_overlap and cfg.phase.fixed_tokens is not None
 
 
 def overlap_bytes(cfg: "Config") -> int:
@@ -175,7 +175,7 @@ def overlap_bytes(cfg: "Config") -> int:
         return 0
     bf16, fp8 = 12 * 2, 8 + 4 * 2
     each = (fp8 if cfg.precision.fp8 else 0) + (bf16 if not cfg.precision.fp8 or cfg.precision.bf16_layers else 0)
-    return each * micro_batch_tokens(cfg) * cfg.model.hidden_size
+    return each * cfg.phase.fixed_tokens * cfg.model.hidden_size
 
 
 def in_flight(cfg: "Config", stage: int) -> int:

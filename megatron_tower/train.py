@@ -44,10 +44,7 @@ def main(cfg: Config) -> None:
     if distributed.place().world_size > 1:  # first of all, so that a node that is missing or lacks something is named as such
         distributed.join(cfg.cluster, (Path(cfg.run_dir).parent, Path(cfg.phase.start_from)))
     with run_dir.claimed(cfg.phase_dir) if distributed.is_rank_zero() else contextlib.nullcontext():
-        distributed.broadcast(None)  # rank 0 may have waited, and what is there now is another's work
-        if run_dir.is_finished(cfg.phase_dir):
-            distributed.shutdown()
-            return
+        run_dir.check(cfg)  # once more: another process may have begun or ended it before we had it
         start = check_inputs(cfg)
         if is_rank(cfg):
             train(cfg, start)
@@ -135,7 +132,7 @@ def _chunks(cfg: Config) -> list["Decoder"]:
     """This rank's part of the model, weights at random."""
     from megatron_tower.models.build import build_chunks
 
-    return build_chunks(cfg.model, cfg.parallel, cfg.precision, cfg.phase.micro_batch_tokens)
+    return build_chunks(cfg.model, cfg.parallel, cfg.precision, cfg.phase.fixed_tokens)
 
 
 def _weights(cfg: Config, start: "Path | Checkpoint") -> list["Decoder"]:

@@ -47,7 +47,8 @@ def _degrees(gpus: int) -> Iterator[dict[str, int | None]]:
 def _variants(cfg: Config, degrees: dict[str, int | None]) -> Iterator[Config]:
     """The fastest that fits of these degrees, with as little given up as can be."""
     many = degrees["data"] > 1
-    whole = {"sequence_parallel": degrees["tensor"] > 1, "distributed_optimizer": many, "overlap": many}
+    split = {"sequence_parallel": True, "tensor_overlap": cfg.parallel.tensor_overlap} if degrees["tensor"] > 1 else {}
+    whole = split | {"distributed_optimizer": many, "overlap": many}
     for saving in SAVING:
         given = degrees | whole | saving
         parallel = (ParallelConfig(name="planned", **given, recompute=recompute) for recompute in ("none", "mlp", "full"))

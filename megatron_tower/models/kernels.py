@@ -8,6 +8,7 @@ With them come its linears, with the norm before them in the same call (models/l
 on the host). Leaves out: CUDA graphs of training (docs/benchmarks.md says why). Not run yet on a card.
 """
 
+import os
 from importlib.util import find_spec
 
 import torch
@@ -36,16 +37,22 @@ def transformer_engine(precision: PrecisionConfig) -> bool:
 def make_buffers(tokens: int, hidden_size: int, tensor: int, precision: PrecisionConfig) -> None:
     """Buffers of tokens x hidden size through which hidden states are gathered and scattered piece by piece while a linear multiplies.
 
-    Transformer Engine's user buffers, a dozen for all layers; those that were made before are given up. On all ranks, before layers are
-    built. InputError where layers will not be Transformer Engine's.
+    Transformer Engine's user buffers, a dozen for all layers, and another where FP8 leaves some in bf16; those made before are given up. On
+    all ranks, before layers are built. InputError where layers will not be Transformer Engine's, or GPUs can't speak to several at once.
     """
     if not transformer_engine(precision):
         raise InputError(
             "parallel.tensor_overlap=true needs Transformer Engine's layers and PyTorch's are used here: "
             "pip install -r requirements-gpu.txt on a machine with a GPU, or use false"
         )
-    from transformer_engine.pytorch.module import base as te  # optional dependency
+    import transformer_engine_torch as tex  # optional dependency
+    from transformer_engine.pytorch.module import base as te
 
+    if not tex.device_supports_multicast() and os.environ.get("UB_SKIPMC") != "1":
+        raise InputError(
+            "parallel.tensor_overlap=true: these GPUs have no multicast: set UB_SKIPMC=1, in jobs by cluster.environment, to do without, "
+            "or use false"
+        )
     modes = [te.UserBufferQuantizationMode.FP8] if precision.fp8 else []
     if not precision.fp8 or precision.bf16_layers:
         modes.append(te.UserBufferQuantizationMode.NONE)

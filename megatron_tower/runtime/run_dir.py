@@ -43,7 +43,6 @@ MAY_CHANGE = (  # a run may move, go on with another layout, save in another way
     *("phase.evaluate_every", "phase.evaluate_words"),
 )
 RECORD, DATA, LOCK = "config.yaml", "data_manifest.json", ".lock"
-LEASE = 180  # seconds after which a file server has given up the locks of a node that died
 SECRET = ("JWT", "TOKEN", "KEY", "PASSWORD", "SECRET")
 
 
@@ -81,43 +80,70 @@ def recorded(phase_dir: Path) -> DictConfig:
 def claimed(phase_dir: Path) -> Iterator[None]:
     """Hold the phase directory; it is free again when this process ends, however that happens. InputError when another process has it.
 
-    A Slurm job waits for LEASE first: its node before may have died. Where the file system has no locks, nothing is held.
+    From an earlier start of the same Slurm job, on a node that is lost, it is taken. Where the file system has no locks, nothing is held.
     """
-    there, lock = nearest(phase_dir), phase_dir / LOCK
-    phase_dir.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + (LEASE if "SLURM_JOB_ID" in os.environ else 0)
-    while (file := _locked(lock)) is None:
-        holder = lock.read_text() if lock.exists() else "another process"
-        if time.monotonic() >= deadline:
-            raise InputError(f"{phase_dir} is being trained by {holder}: wait for its end, or choose another run_dir")
-        print(f"{phase_dir} is held by {holder}: waiting", flush=True)
-        time.sleep(LEASE / 12)
-    with file:
-        with contextlib.suppress(OSError):  # a full disk is met by those who need room
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()} since {_now()}".encode())
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # of a directory in which something was written
-                for made in takewhile(lambda path: path != there, (phase_dir.absolute(), *phase_dir.absolute().parents)):
-                    made.rmdir()
+    there = nearest(phase_dir)
+    file = _locked(phase_dir / LOCK)
+    with contextlib.suppress(OSError):  # a full disk is met by those who need room
+        file.truncate(0)
+        file.write(json.dumps({"process": os.getpid(), "host": platform.node(), "since": _now()} | _start()).encode())
+        os.fsync(file.fileno())
+    try:
+        yield
+    finally:
+        (phase_dir / LOCK).unlink(missing_ok=True)
+        file.close()
+        with contextlib.suppress(OSError):  # of a directory in which something was written
+            for made in takewhile(lambda path: path != there, (phase_dir.absolute(), *phase_dir.absolute().parents)):
+                made.rmdir()
 
 
-def _locked(path: Path) -> BinaryIO | None:
-    """The file, locked for this process; None where another has it."""
-    file = path.open("ab", buffering=0)
+def _locked(path: Path) -> BinaryIO:
+    """The file, made and locked for this process."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as unless_kept, contextlib.suppress(FileNotFoundError):  # who had it has just removed it
+            file = unless_kept.enter_context(path.open("ab", buffering=0))
+            if not _is_free(file):
+                holder = _holder(path)
+                if not _is_earlier(holder):
+                    by = "process {process} on {host} since {since}".format(**holder) if holder else "another process"
+                    raise InputError(
+                        f"{path.parent} is being trained by {by}: wait for its end, or choose another run_dir; "
+                        f"if its node is lost, remove {path}"
+                    )
+                path.unlink()
+            elif os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                unless_kept.pop_all()
+                return file
+
+
+def _is_free(file: BinaryIO) -> bool:
+    """Whether this process has the lock now, or there are none on this file system."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):  # others: this file system has no locks
-            file.close()
-            return None
-    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        return file
-    file.close()  # who had it has just removed it
-    return _locked(path)
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def _holder(path: Path) -> dict[str, object]:
+    """What the process that has the lock wrote; empty where it has not yet."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return {}
+
+
+def _start() -> dict[str, object]:
+    """Which start of which Slurm job this is; empty outside of one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {"job": job, "start": int(os.environ.get("SLURM_RESTART_COUNT", 0))} if job else {}
+
+
+def _is_earlier(holder: dict[str, object]) -> bool:
+    own = _start()
+    return bool(own) and holder.get("job") == own["job"] and holder["start"] < own["start"]
 
 
 def open_phase(cfg: Config, step: int) -> None:

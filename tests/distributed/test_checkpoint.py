@@ -131,13 +131,12 @@ def test_command_refuses_another_architecture(
 def test_command_refuses_a_run_that_another_process_trains(
     copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, layout: str
 ) -> None:
-    monkeypatch.setattr(run_dir.fcntl, "lockf", refuse_the_lock)
+    (copy.parent.parent / ".lock").touch()
+    monkeypatch.setattr(run_dir.fcntl, "lockf", lock_of_another)
     assert "cpt is being trained by another process: wait for its end" in refused(copy, folder, monkeypatch, capsys, f"parallel={layout}")
 
 
-def refuse_the_lock(file: BinaryIO, how: int) -> None:
-    """As where another process has it: the file is left as it was."""
-    Path(file.name).unlink()
+def lock_of_another(file: BinaryIO, how: int) -> None:
     raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
 

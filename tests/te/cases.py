@@ -76,13 +76,22 @@ def goes_on(folder: Path, case: str) -> list[float]:
 
 def beside(folder: Path, case: str) -> list[float]:
     """The curve with `tensor_overlap`, whose buffers take the bytes that the plan says."""
+    import transformer_engine_torch as kernels
     from transformer_engine.pytorch.module import base
 
     from megatron_tower import plan
+    from megatron_tower.config import InputError
+    from megatron_tower.runtime import distributed
+    from megatron_tower.train import build
     from tests.distributed import curves
 
     course, layout, precision = case.split(":")
     cfg = curves.config(folder, course, layout, f"precision={precision}", *WORDS, "parallel.tensor_overlap=true")
+    kernels.device_supports_multicast = lambda: False
+    distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
+    with pytest.raises(InputError, match="these GPUs have no multicast: set UB_SKIPMC=1"):
+        build(cfg, Path(cfg.phase.start_from))
+    kernels.device_supports_multicast = lambda: True
     curve = curves.straight(cfg)
     assert sum(buffer.whole.nbytes for buffer in base._ub_communicators.values()) == plan.overlap_bytes(cfg)
     return curve

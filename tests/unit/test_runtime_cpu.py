@@ -3,6 +3,8 @@
 import inspect
 import linecache
 import os
+import subprocess
+import sys
 from itertools import chain
 from types import CodeType
 
@@ -47,6 +49,13 @@ def test_does_nothing_where_cuda_exists(monkeypatch: pytest.MonkeyPatch) -> None
     cpu.install()
     assert before == (random._get_cuda_rng_state, {site: cpu.find(site).__code__ for site in SITES})
     assert "TORCHDYNAMO_DISABLE" not in os.environ
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the bridge is for machines without CUDA")
+def test_it_costs_no_compiler() -> None:
+    """Half a second of each start; PyTorch's own torch.compile stays."""
+    says = "import sys, torch; mine = torch.compile; cpu.install(); assert torch.compile is mine and 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", f"from megatron_tower.runtime import cpu; {says}"], check=True)
 
 
 def _strings(constants: tuple) -> list[str]:

@@ -1,8 +1,11 @@
 """The phase directory tells one story: one configuration, each step once, no secrets."""
 
 import errno
+import fcntl
 import json
+import os
 import secrets
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,24 +115,40 @@ with run_dir.claimed(Path(sys.argv[1])):
 """
 
 
-def test_two_processes_do_not_train_in_one_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_two_processes_do_not_train_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run" / "cpt"
-    with subprocess.Popen([sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    job = os.environ | {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder], env=job, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        says = rf"cpt is being trained by process {other.pid} on .*: wait for its end, or choose another run_dir"
-        with pytest.raises(InputError, match=says), run_dir.claimed(folder):
-            pytest.fail("held twice")
-        monkeypatch.setenv("SLURM_JOB_ID", "7")  # a job waits, and what held the directory dies
-        monkeypatch.setattr(run_dir.time, "sleep", lambda seconds: other.kill() or other.wait())
+        says = rf"cpt is being trained by process {other.pid} on .* since .*: wait for its end, or choose another run_dir"
+        for own in ({}, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "2"}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}):
+            with pytest.MonkeyPatch.context() as here, pytest.raises(InputError, match=says):
+                for name, value in own.items():
+                    here.setenv(name, value)
+                with run_dir.claimed(folder):
+                    pytest.fail("held twice")
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # the job's next start: the node of the one before is lost
         with run_dir.claimed(folder):
             (folder / "written").touch()
         assert [path.name for path in folder.iterdir()] == ["written"]
-        assert f"is held by process {other.pid}" in capsys.readouterr().out
-    monkeypatch.delenv("SLURM_JOB_ID")
+        other.kill()
     with run_dir.claimed(folder):
         pass
+
+
+def test_a_lock_that_was_just_removed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the process that had it: what is locked then is no longer in the directory."""
+    real, gone = fcntl.lockf, []
+
+    def lockf(file: object, how: int) -> None:
+        if not gone:
+            gone.append(shutil.rmtree(tmp_path / "cpt"))
+        real(file, how)
+
+    monkeypatch.setattr(run_dir.fcntl, "lockf", lockf)
+    with run_dir.claimed(tmp_path / "cpt"):
+        assert (tmp_path / "cpt" / ".lock").read_text()
 
 
 def test_a_directory_that_was_held_for_nothing_is_gone(tmp_path: Path) -> None:

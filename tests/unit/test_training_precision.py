@@ -139,7 +139,7 @@ def test_offload_without_a_gpu_is_refused(single_rank, folder: Path):
 def test_collectives_are_overlapped_where_every_micro_batch_is_of_one_size(single_rank, folder: Path, phase: str, tokens: int | None):
     cfg = load(room.words(folder, "gemma2", f"phase={phase}", "phase.seq_length=64", "phase.micro_batch_size=2"))
     cfg.parallel.tensor_overlap = True
-    assert cfg.phase.micro_batch_tokens == tokens
+    assert cfg.phase.fixed_tokens == tokens
     if tokens:
         with pytest.raises(InputError, match="needs Transformer Engine's layers and PyTorch's are used here"):
             build_chunks(cfg.model, cfg.parallel, cfg.precision, tokens)
@@ -157,12 +157,6 @@ BAD = {
     "precision.layers=torch": "FP8 is Transformer Engine's",
     "precision.layers=fast": "use one of auto, torch, te",
     "precision.bf16_layers=5": "must be 0 to 4",
-    "parallel=tp2_sp precision=fp32 parallel.tensor_overlap=true": "needs parallel.sequence_parallel=true, precision.params=bfloat16",
-    "parallel=tp2 precision=bf16 parallel.tensor_overlap=true": "parallel.sequence_parallel=true",
-    "parallel=tp2_sp precision=fp8_blockwise parallel.tensor_overlap=true": "other than blockwise",
-    "parallel=tp2_sp precision=bf16 precision.layers=torch parallel.tensor_overlap=true": "precision.layers=auto",
-    "parallel=tp2_sp precision=bf16 parallel.tensor_overlap=true cluster.device=cpu": "device=cpu: use false",
-    "parallel=tp2_sp precision=bf16 parallel.tensor_overlap=true cluster.launcher=slurm": "tensor-parallel ranks in one node",
     "precision.fp8_param_gather=true": "needs precision.fp8, parallel.distributed_optimizer=true",
     "precision.fp8_param_gather=true parallel.distributed_optimizer=true parallel.offload=0.5": "parallel.offload=0",
     "precision=bf16 precision.fp8_param_gather=true parallel.distributed_optimizer=true": "needs precision.fp8",
@@ -180,10 +174,34 @@ def test_what_can_not_work_is_met_at_the_door(installed, words: str):
         load([*FP8, *words.split()])
 
 
-@pytest.mark.parametrize("words", ["precision.layers=te", "precision=fp8_blockwise", "parallel=tp2_sp parallel.tensor_overlap=true"])
-def test_missing_transformer_engine_is_met_at_the_door(words: str):
+@pytest.mark.parametrize("word", ["precision.layers=te", "precision=fp8_blockwise"])
+def test_missing_transformer_engine_is_met_at_the_door(word: str):
     with pytest.raises(InputError, match="needs Transformer Engine, which is not installed: pip install"):
-        load(["precision=bf16", *words.split()])
+        load(["precision=bf16", word])
+
+
+OVERLAP = ["phase=cpt", "phase.seq_length=64", "parallel=tp2_sp", "precision=bf16", "parallel.tensor_overlap=true"]
+NO_OVERLAP = {
+    "precision=fp32": "needs parallel.sequence_parallel=true, precision.params=bfloat16",
+    "parallel=tp2": "parallel.sequence_parallel=true",
+    "precision=fp8_blockwise": "precision.fp8=blockwise",
+    "precision.layers=torch": "precision.layers=torch",
+    "cluster.device=cpu": "device=cpu: use false",
+    "cluster.launcher=slurm cluster.ranks_per_node=3 parallel.data=3": "parallel.tensor=2 does not divide the 3",
+}
+
+
+@pytest.mark.parametrize("words", NO_OVERLAP)
+def test_collectives_that_can_not_be_overlapped(installed, words: str):
+    check_phase(load(OVERLAP))
+    cfg = load([*OVERLAP, *words.split(), "phase.global_batch_size=24"])  # an evaluation with the same words would go on
+    with pytest.raises(InputError, match=NO_OVERLAP[words]):
+        check_phase(cfg)
+
+
+def test_overlap_needs_transformer_engine():
+    with pytest.raises(InputError, match=r"tensor_overlap=true needs Transformer Engine, which is not installed: .* or use false"):
+        check_phase(load(OVERLAP))
 
 
 @pytest.mark.parametrize("words, expected", [
