@@ -72,6 +72,7 @@ def check_inputs(cfg: Config) -> "Path | Checkpoint":
 def train(cfg: Config, start: "Path | Checkpoint") -> None:
     """Train the phase from `start`, as one of its `parallel.world_size` ranks."""
     from megatron_tower.data import manifest
+    from megatron_tower.models import kernels
     from megatron_tower.runtime import distributed, watchdog
     from megatron_tower.runtime.stop import StopSignal
 
@@ -91,6 +92,7 @@ def train(cfg: Config, start: "Path | Checkpoint") -> None:
         print(f"{cfg.phase.name}: steps {trainer.state.step + 1} to {trainer.steps}, from {getattr(start, 'path', start)}", flush=True)
     end = trainer.run(stop)
     watchdog.disarm()
+    kernels.drop_buffers()
     distributed.shutdown()
     if end and distributed.is_rank_zero():
         print(f"{end}: saved at step {trainer.state.step} of {trainer.steps}; the same command goes on from there", flush=True)

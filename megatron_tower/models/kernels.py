@@ -9,6 +9,7 @@ on the host). Leaves out: CUDA graphs of training (docs/benchmarks.md says why).
 """
 
 import os
+import sys
 from importlib.util import find_spec
 
 import torch
@@ -45,10 +46,9 @@ def make_buffers(tokens: int, hidden_size: int, tensor: int, precision: Precisio
             "parallel.tensor_overlap=true needs Transformer Engine's layers and PyTorch's are used here: "
             "pip install -r requirements-gpu.txt on a machine with a GPU, or use false"
         )
-    import transformer_engine_torch as tex  # optional dependency
-    from transformer_engine.pytorch.module import base as te
+    from transformer_engine.pytorch.module import base as te  # optional dependency
 
-    if not tex.device_supports_multicast() and os.environ.get("UB_SKIPMC") != "1":
+    if not te.tex.device_supports_multicast() and os.environ.get("UB_SKIPMC") != "1":
         raise InputError(
             "parallel.tensor_overlap=true: these GPUs have no multicast: set UB_SKIPMC=1, in jobs by cluster.environment, to do without, "
             "or use false"
@@ -56,9 +56,15 @@ def make_buffers(tokens: int, hidden_size: int, tensor: int, precision: Precisio
     modes = [te.UserBufferQuantizationMode.FP8] if precision.fp8 else []
     if not precision.fp8 or precision.bf16_layers:
         modes.append(te.UserBufferQuantizationMode.NONE)
-    if te.is_ub_initialized():
-        te.destroy_ub()
+    drop_buffers()
     te.initialize_ub([tokens, hidden_size], tensor, quantization_modes=modes, bootstrap_backend=dist.get_backend())
+
+
+def drop_buffers() -> None:
+    """Give up the buffers, where there are any: before the process groups that they were made over end."""
+    te = sys.modules.get("transformer_engine.pytorch.module.base")
+    if te and te.is_ub_initialized():
+        te.destroy_ub()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool) -> Tensor:

@@ -81,6 +81,7 @@ def beside(folder: Path, case: str) -> list[float]:
 
     from megatron_tower import plan
     from megatron_tower.config import InputError
+    from megatron_tower.models.kernels import drop_buffers
     from megatron_tower.runtime import distributed
     from megatron_tower.train import build
     from tests.distributed import curves
@@ -94,6 +95,8 @@ def beside(folder: Path, case: str) -> list[float]:
     kernels.device_supports_multicast = lambda: True
     curve = curves.straight(cfg)
     assert sum(buffer.whole.nbytes for buffer in base._ub_communicators.values()) == plan.overlap_bytes(cfg)
+    drop_buffers()
+    assert not base.is_ub_initialized()
     return curve
 
 
