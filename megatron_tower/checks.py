@@ -96,11 +96,8 @@ def _precision_problems(cfg: "Config") -> Iterator[str]:
     here = f"precision={precision.name}"
     if precision.params == "float32" and (precision.fp8 or par.gradients == "bfloat16" or par.offload):
         yield f"{here} keeps weights in float32: fp8, parallel.gradients=bfloat16 and parallel.offload need precision.params=bfloat16"
-    if (precision.fp8 or precision.layers == "te") and not cfg.cluster.container and not find_spec("transformer_engine"):
-        yield (
-            f"{here} needs Transformer Engine, which is not installed: "
-            "pip install -r requirements-gpu.txt on a machine with a GPU, or use precision=bf16"
-        )
+    if precision.fp8 or precision.layers == "te":
+        yield from _engine_problems(cfg, here, "precision=bf16")
     if not 0 <= par.offload <= 1 or (par.offload and not par.distributed_optimizer):
         yield f"parallel.offload={par.offload} is a share of what parallel.distributed_optimizer=true divides: set that, and 0 to 1"
     if par.offload and cfg.cluster.device == "cpu":
@@ -127,6 +124,15 @@ def _precision_problems(cfg: "Config") -> Iterator[str]:
         ):
             if size % 16:
                 yield f"{here}: FP8 multiplies multiples of 16 and {what} is {size}: use precision=bf16"
+
+
+def _engine_problems(cfg: "Config", here: str, instead: str) -> Iterator[str]:
+    """Of `here`, which asks for Transformer Engine."""
+    if not cfg.cluster.container and not find_spec("transformer_engine"):
+        yield (
+            f"{here} needs Transformer Engine, which is not installed: "
+            f"pip install -r requirements-gpu.txt on a machine with a GPU, or use {instead}"
+        )
 
 
 def _attention_problems(cfg: "Config") -> Iterator[str]:
@@ -232,7 +238,7 @@ def phase_problems(cfg: "Config") -> Iterator[str]:
         )
     elif cfg.precision.fp8 and (phase.seq_length * phase.micro_batch_size) % (16 * (par.tensor if par.sequence_parallel else 1)):
         yield f"phase.seq_length={phase.seq_length} x micro_batch_size={phase.micro_batch_size}: FP8 takes multiples of 16 tokens a rank"
-    if par.tensor_overlap and phase.fixed_tokens:
+    if cfg.overlap_tokens:
         yield from _overlap_problems(cfg)
     wanted = {"wpo": ("preferences",), "grpo": ("prompts",)}.get(phase.objective.name, ("documents", "chats"))
     if phase.dataset not in wanted:
@@ -255,15 +261,12 @@ def _overlap_problems(cfg: "Config") -> Iterator[str]:
     if not par.sequence_parallel or precision.params != "bfloat16" or precision.layers == "torch" or precision.fp8 == "blockwise":
         yield (
             f"{here}: buffers hold bf16, or FP8 of one scale, of sequence-parallel ranks: it needs parallel.sequence_parallel=true, "
-            f"precision.params=bfloat16, and other than precision.layers=torch and precision.fp8=blockwise"
+            "precision.params=bfloat16, and other than precision.layers=torch and precision.fp8=blockwise"
         )
     if cluster.device == "cpu":
         yield f"{here} is for ranks on GPUs and cluster={cluster.name} has device=cpu: use false"
-    elif not cluster.container and not find_spec("transformer_engine"):
-        yield (
-            f"{here} needs Transformer Engine, which is not installed: pip install -r requirements-gpu.txt on a machine with a GPU, "
-            "or use false"
-        )
+    else:
+        yield from _engine_problems(cfg, here, "false")
     if cluster.launcher == "slurm" and cluster.ranks_per_node % par.tensor:
         yield (
             f"{here} needs tensor-parallel ranks in one node and parallel.tensor={par.tensor} does not divide the "

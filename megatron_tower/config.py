@@ -163,11 +163,6 @@ class PhaseConfig:
     tensorboard: bool = False
     wandb_project: str | None = None
 
-    @property
-    def fixed_tokens(self) -> int | None:
-        """Tokens of each micro-batch; None where rows are of any length: pairs and answers."""
-        return self.seq_length * self.micro_batch_size if self.dataset in ("documents", "chats") else None
-
 
 @dataclass
 class ParallelConfig:
@@ -337,6 +332,12 @@ class Config:
     @property
     def phase_dir(self) -> Path:
         return Path(self.run_dir) / self.phase.name
+
+    @property
+    def overlap_tokens(self) -> int | None:
+        """Tokens of each micro-batch where `parallel.tensor_overlap` is to be had; None for pairs and answers, which are of any length."""
+        fixed = self.phase.dataset in ("documents", "chats")
+        return self.phase.seq_length * self.phase.micro_batch_size if self.parallel.tensor_overlap and fixed else None
 
     @property
     def evaluation_dir(self) -> Path:

@@ -164,18 +164,11 @@ def _of_stage(cfg: "Config", stage: int) -> Memory:
     )
 
 
-def overlaps_tensor(cfg: "Config") -> bool:
-    """Whether `parallel.tensor_overlap` is asked for and the phase can have it."""
-    return cfg.parallel.tensor_overlap and cfg.phase.fixed_tokens is not None
-
-
 def overlap_bytes(cfg: "Config") -> int:
     """Transformer Engine's user buffers: twelve of tokens x hidden in bf16; in FP8 the eight that gather have a byte a number."""
-    if not overlaps_tensor(cfg):
-        return 0
     bf16, fp8 = 12 * 2, 8 + 4 * 2
     each = (fp8 if cfg.precision.fp8 else 0) + (bf16 if not cfg.precision.fp8 or cfg.precision.bf16_layers else 0)
-    return each * cfg.phase.fixed_tokens * cfg.model.hidden_size
+    return each * (cfg.overlap_tokens or 0) * cfg.model.hidden_size
 
 
 def in_flight(cfg: "Config", stage: int) -> int:

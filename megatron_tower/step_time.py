@@ -20,7 +20,6 @@ from megatron_tower.plan import (
     matrices,
     micro_batch_tokens,
     micro_batches,
-    overlaps_tensor,
     parameters,
     weights_on,
     widths,
@@ -147,7 +146,7 @@ def _tensor(cfg: "Config", gpus: int) -> float:
     times = 8 + (2 + (4 if par.recompute == "full" else 2 if par.recompute == "mlp" else 0) if par.sequence_parallel else 0)
     if not par.sequence_parallel and par.recompute != "none":
         times += 4 if par.recompute == "full" else 2
-    hidden = OVERLAPPED if overlaps_tensor(cfg) else 0
+    hidden = OVERLAPPED if cfg.overlap_tokens else 0
     return (1 - hidden) * times * size / (NVLINK if par.tensor <= gpus else NETWORK)
 
 

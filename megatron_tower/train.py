@@ -134,7 +134,7 @@ def _chunks(cfg: Config) -> list["Decoder"]:
     """This rank's part of the model, weights at random."""
     from megatron_tower.models.build import build_chunks
 
-    return build_chunks(cfg.model, cfg.parallel, cfg.precision, cfg.phase.fixed_tokens)
+    return build_chunks(cfg.model, cfg.parallel, cfg.precision, cfg.overlap_tokens)
 
 
 def _weights(cfg: Config, start: "Path | Checkpoint") -> list["Decoder"]:

@@ -90,20 +90,18 @@ class Decoder(GPTModel):
         return finished(logits, self.final_softcap, self.own_tokens).transpose(0, 1)
 
 
-def build_chunks(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, tokens: int | None = None) -> list[Decoder]:
-    """This rank's part of the model: one chunk, or `virtual_pipeline` chunks.
-
-    tokens: of each micro-batch that the model will see; without them there is no `parallel.tensor_overlap`.
-    """
-    overlap = parallel.tensor_overlap and tokens is not None
-    if overlap:
-        kernels.make_buffers(tokens, model.hidden_size, parallel.tensor, precision)
+def build_chunks(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, overlap_tokens: int | None = None
+) -> list[Decoder]:
+    """This rank's part of the model: one chunk, or `virtual_pipeline` chunks. `overlap_tokens`: that of the config, for training alone."""
+    if overlap_tokens:
+        kernels.make_buffers(overlap_tokens, model.hidden_size, parallel.tensor, precision)
     return [
         build_model(
             model,
             parallel,
             precision,
-            overlap=overlap,
+            overlap=overlap_tokens is not None,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
             vp_stage=stage,

@@ -180,7 +180,7 @@ class Job:
 
     def _note(self, logs: Path, command: list[str], environment: dict[str, str]) -> None:
         """Write down how this start began."""
-        restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        restart = slurm.restart()
         seen = sorted((os.environ | environment).items())
         variables = [f"{name}={value}" for name, value in seen if not any(word in name.upper() for word in SECRET)]
         told = [shlex.join(command), slurm.ask("scontrol", "show", "job", slurm.handle()), "\n".join(variables)]

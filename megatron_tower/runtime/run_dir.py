@@ -36,6 +36,7 @@ from yaml import YAMLError
 
 from megatron_tower.command import typed
 from megatron_tower.config import REPOSITORY, Config, InputError, difference
+from megatron_tower.runtime import slurm
 
 MAY_CHANGE = (  # a run may move, go on with another layout, save in another way
     *("run_dir", "cache", "parallel", "cluster", "eval", "pairs", "sft", "prompts", "recipe"),
@@ -86,7 +87,8 @@ def claimed(phase_dir: Path) -> Iterator[None]:
     file = _locked(phase_dir / LOCK)
     with contextlib.suppress(OSError):  # a full disk is met by those who need room
         file.truncate(0)
-        file.write(json.dumps({"process": os.getpid(), "host": platform.node(), "since": _now()} | _start()).encode())
+        here = {"process": os.getpid(), "host": platform.node(), "since": _now(), "job": slurm.job_id(), "start": slurm.restart()}
+        file.write(json.dumps(here).encode())
         os.fsync(file.fileno())
     try:
         yield
@@ -135,15 +137,9 @@ def _holder(path: Path) -> dict[str, object]:
         return {}
 
 
-def _start() -> dict[str, object]:
-    """Which start of which Slurm job this is; empty outside of one."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return {"job": job, "start": int(os.environ.get("SLURM_RESTART_COUNT", 0))} if job else {}
-
-
 def _is_earlier(holder: dict[str, object]) -> bool:
-    own = _start()
-    return bool(own) and holder.get("job") == own["job"] and holder["start"] < own["start"]
+    """Whether it is an earlier start of this process's Slurm job."""
+    return holder.get("job") is not None and holder["job"] == slurm.job_id() and holder["start"] < slurm.restart()
 
 
 def open_phase(cfg: Config, step: int) -> None:

@@ -21,6 +21,11 @@ def job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+def restart() -> int:
+    """How often the job was requeued before this start."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
 def handle() -> str:
     """This job as Slurm's commands know it alone: the last task of an array has the id of the array, which means all of its tasks."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_tower.config import Config
 from tests.te import plugin
 
 WORDS = ["precision.layers=te", "phase.micro_batch_size=4"]  # two micro-batches: weights are cast at the first
@@ -63,13 +64,18 @@ def main() -> None:
     distributed.shutdown()
 
 
+def config_of(folder: Path, case: str, *more: str) -> Config:
+    from tests.distributed import curves
+
+    course, layout, precision = case.split(":")
+    return curves.config(folder, course, layout, f"precision={precision}", *WORDS, *more)
+
+
 def goes_on(folder: Path, case: str) -> list[float]:
     """The curve of a training that saves half-way and goes on."""
     from tests.distributed import curves
 
-    course, layout, precision = case.split(":")
-    words = [f"precision={precision}", *WORDS, f"run_dir={folder}/run_on_{layout}_{precision}"]
-    cfg = curves.config(folder, course, layout, *words)
+    cfg = config_of(folder, case, f"run_dir={folder}/run_on_{case.replace(':', '_')}")
     trainer = curves.saved(cfg)
     return curves.told(trainer, cfg.phase.train_steps - curves.HALF)
 
@@ -86,8 +92,7 @@ def beside(folder: Path, case: str) -> list[float]:
     from megatron_tower.train import build
     from tests.distributed import curves
 
-    course, layout, precision = case.split(":")
-    cfg = curves.config(folder, course, layout, f"precision={precision}", *WORDS, "parallel.tensor_overlap=true")
+    cfg = config_of(folder, case, "parallel.tensor_overlap=true")
     kernels.device_supports_multicast = lambda: False
     distributed.initialize(cfg.parallel, cfg.seed, cfg.cluster)
     with pytest.raises(InputError, match="these GPUs have no multicast: set UB_SKIPMC=1"):

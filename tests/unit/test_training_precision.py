@@ -139,7 +139,7 @@ def test_offload_without_a_gpu_is_refused(single_rank, folder: Path):
 def test_collectives_are_overlapped_where_every_micro_batch_is_of_one_size(single_rank, folder: Path, phase: str, tokens: int | None):
     cfg = load(room.words(folder, "gemma2", f"phase={phase}", "phase.seq_length=64", "phase.micro_batch_size=2"))
     cfg.parallel.tensor_overlap = True
-    assert cfg.phase.fixed_tokens == tokens
+    assert cfg.overlap_tokens == tokens
     if tokens:
         with pytest.raises(InputError, match="needs Transformer Engine's layers and PyTorch's are used here"):
             build_chunks(cfg.model, cfg.parallel, cfg.precision, tokens)
